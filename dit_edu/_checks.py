@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+import torch
+from torch import Tensor, nn
+
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``allowed``.
@@ -32,3 +35,52 @@ def check_positive_int(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name}={value} must be an int >= 1.")
     return value
+
+
+def check_timesteps(name: str, t: Tensor, num_timesteps: int) -> None:
+    """Check a batch of integer timesteps.
+
+    Raises:
+        TypeError: ``t`` is not an integer tensor.
+        ValueError: ``t`` is not one-dimensional, or holds a value outside [0, num_timesteps).
+    """
+    if not isinstance(t, Tensor) or t.is_floating_point() or t.dtype == torch.bool:
+        kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
+        raise TypeError(f"{name} must be an integer tensor of shape (B,), not {kind}.")
+    if t.ndim != 1:
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; allowed: (B,).")
+    if t.numel() and (int(t.min()) < 0 or int(t.max()) >= num_timesteps):
+        raise ValueError(
+            f"{name} holds values from {int(t.min())} to {int(t.max())}; "
+            f"allowed: 0 to {num_timesteps - 1}."
+        )
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Check that a tensor holds neither NaN nor infinity.
+
+    Raises:
+        ValueError: it does; the message counts the bad values.
+    """
+    if not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"{name} holds {bad} non-finite value(s) of {x.numel()}; allowed: finite.")
+
+
+def check_labels(model: nn.Module, y: Tensor) -> None:
+    """Check integer labels against the classes of a denoiser; its null class is allowed.
+
+    A denoiser without a ``num_classes`` attribute takes some other condition and is left alone.
+
+    Raises:
+        ValueError: a label lies outside the classes of ``model``.
+    """
+    num_classes = getattr(model, "num_classes", None)
+    if num_classes is None or not y.numel():
+        return
+    top = num_classes if getattr(model, "class_dropout_prob", 0) > 0 else num_classes - 1
+    if int(y.min()) < 0 or int(y.max()) > top:
+        null = f" (where {num_classes} is the null class)" if top == num_classes else ""
+        raise ValueError(
+            f"y holds labels from {int(y.min())} to {int(y.max())}; allowed: 0 to {top}{null}."
+        )

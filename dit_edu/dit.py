@@ -1,0 +1,217 @@
+"""The Diffusion Transformer: tokens in, a stack of conditioned blocks, tokens out.
+
+Names, keyword arguments and state-dict keys are those of the published code, so that its checkpoints
+load as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_edu._checks import check_choice, check_positive_int
+from dit_edu.conditioning import BLOCKS, LabelEmbedder, TimestepEmbedder, modulate
+from dit_edu.patchify import PatchEmbed, sincos_pos_embed, unpatchify
+
+_SIZES = {
+    "S": dict(hidden_size=384, depth=12, num_heads=6),
+    "B": dict(hidden_size=768, depth=12, num_heads=12),
+    "L": dict(hidden_size=1024, depth=24, num_heads=16),
+    "XL": dict(hidden_size=1152, depth=28, num_heads=16),
+}
+
+#: The twelve published models by name, ``DiT-S/8`` to ``DiT-XL/2`` (Peebles & Xie 2023, table 1).
+PRESETS: dict[str, dict[str, int]] = {
+    f"DiT-{size}/{p}": {**settings, "patch_size": p}
+    for size, settings in _SIZES.items()
+    for p in (8, 4, 2)
+}
+
+
+class FinalLayer(nn.Module):
+    """From tokens of width D back to patches, under the condition; its output starts at zero.
+
+    Args:
+        hidden_size: D.
+        patch_size: p.
+        out_channels: channels of the output image.
+    """
+
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Tokens ``x`` (B, N, D) under ``c`` (B, D) → (B, N, p·p·out_channels)."""
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)  # (B, 2D) -> 2 x (B, D)
+        return self.linear(modulate(self.norm_final(x), shift, scale))  # (B, N, p*p*out)
+
+
+class DiT(nn.Module):
+    """A denoiser made of Transformer blocks.
+
+    Args:
+        input_size: the side of the image (or latent) in pixels, or (H, W).
+        patch_size: p; divides H and W.
+        in_channels: C.
+        hidden_size: D, a multiple of 4 and of ``num_heads``.
+        depth: L, how many blocks.
+        num_heads: h.
+        mlp_ratio: width of the MLP over D.
+        class_dropout_prob: chance that training drops a label; above 0 there is a null class.
+        num_classes: how many labels; the null class is the label ``num_classes``.
+        learn_sigma: return 2C channels, the second half for the variance.
+        conditioning: the name of a conditioning block, see ``dit_edu.conditioning.BLOCKS``.
+        embed_std: standard deviation of the fresh embedders. 0.02 is the published one; a tiny model
+            that trains for a thousand steps learns its labels sooner with a larger one.
+
+    Attributes:
+        input_size: (H, W).
+        in_channels, out_channels, patch_size, num_classes, class_dropout_prob: as above.
+
+    Raises:
+        TypeError, ValueError: a size does not fit another; the message names both.
+
+    Source: Peebles & Xie 2023.
+    """
+
+    def __init__(
+        self,
+        input_size: int | tuple[int, int] = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        conditioning: str = "adaln-zero",
+        embed_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        check_positive_int("depth", depth)
+        block = BLOCKS[check_choice("conditioning", conditioning, BLOCKS)]
+        size = (input_size, input_size) if isinstance(input_size, int) else input_size
+        self.input_size: tuple[int, int] = (size[0], size[1])
+        self.patch_size = patch_size
+        self.in_channels = check_positive_int("in_channels", in_channels)
+        self.out_channels = in_channels * 2 if learn_sigma else in_channels
+        self.num_classes = num_classes
+        self.class_dropout_prob = class_dropout_prob
+        self.embed_std = embed_std
+
+        self.x_embedder = PatchEmbed(self.input_size, patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        pos_embed = sincos_pos_embed(hidden_size, self.x_embedder.grid).unsqueeze(0)  # (1, N, D)
+        self.pos_embed = nn.Parameter(pos_embed, requires_grad=False)
+        self.blocks = nn.ModuleList(block(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.initialize_weights()
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> DiT:
+        """Build a published model by name; keyword arguments override its settings.
+
+        Raises:
+            ValueError: ``name`` is unknown; the message names the nearest.
+
+        Example:
+            >>> DiT.from_preset("DiT-S/2", num_classes=10).patch_size
+            2
+        """
+        return cls(**{**PRESETS[check_choice("name", name, PRESETS)], **overrides})
+
+    def initialize_weights(self) -> None:
+        """Every start value, in one place; the zeros come last, so that nothing undoes them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # The patch embedding is a linear map too: initialise it as one.
+        nn.init.xavier_uniform_(
+            self.x_embedder.proj.weight.view(len(self.x_embedder.proj.weight), -1)
+        )
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=self.embed_std)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=self.embed_std)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=self.embed_std)
+        for block in self.blocks:
+            block.zero_init()
+        nn.init.zeros_(self.final_layer.adaLN_modulation[-1].weight)
+        nn.init.zeros_(self.final_layer.adaLN_modulation[-1].bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.linear.bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Denoise.
+
+        Args:
+            x: noisy images, (B, C, H, W).
+            t: steps, (B,), integers or floats.
+            y: labels, (B,) integers; ``num_classes`` is the null class.
+
+        Returns:
+            (B, C, H, W), or (B, 2C, H, W) where the variance is learnt too.
+
+        Raises:
+            ValueError: a shape does not fit the model.
+        """
+        self._check_shapes(x, t, y)
+        x = self.x_embedder(x) + self.pos_embed  # (B, C, H, W) -> (B, N, D)
+        c = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
+        for block in self.blocks:
+            x = block(x, c)  # (B, N, D)
+        x = self.final_layer(x, c)  # (B, N, p*p*out)
+        return unpatchify(x, self.patch_size, self.x_embedder.grid)  # (B, out, H, W)
+
+    def null_condition(self, y: Tensor) -> Tensor:
+        """The condition "no label" for each of ``y`` (B,).
+
+        Raises:
+            ValueError: the model was built without a null class.
+        """
+        if not self.class_dropout_prob > 0:
+            raise ValueError("class_dropout_prob=0, so there is no null class; allowed: above 0.")
+        return torch.full_like(y, self.num_classes)
+
+    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
+        """Guidance as the published code has it, on a batch that the caller has doubled.
+
+        Only the first half of ``x`` is read; ``y`` holds labels in its first half and the null class
+        in its second. Only the first three channels are guided, also where there are four: the
+        published samples were drawn that way. :class:`dit_edu.guidance.Guided` guides them all.
+
+        Args:
+            x: (2B, C, H, W); t: (2B,); y: (2B,).
+            cfg_scale: s; 1 means no guidance.
+
+        Returns:
+            (2B, out, H, W), the guided channels the same in both halves.
+
+        Source: the code published with Peebles & Xie 2023.
+        """
+        half = x[: len(x) // 2]  # (B, C, H, W)
+        out = self.forward(torch.cat([half, half]), t, y)  # (2B, out, H, W)
+        eps, rest = out[:, :3], out[:, 3:]
+        cond, uncond = eps.chunk(2)  # (B, 3, H, W) each
+        guided = uncond + cfg_scale * (cond - uncond)
+        return torch.cat([torch.cat([guided, guided]), rest], dim=1)  # (2B, out, H, W)
+
+    def _check_shapes(self, x: Tensor, t: Tensor, y: Tensor) -> None:
+        want = (self.in_channels, *self.input_size)
+        if x.ndim != 4 or tuple(x.shape[1:]) != want:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; allowed: (B, {want[0]}, {want[1]}, {want[2]})."
+            )
+        if t.shape != x.shape[:1] or y.shape != x.shape[:1]:
+            raise ValueError(
+                f"t {tuple(t.shape)} and y {tuple(y.shape)} must both have shape ({len(x)},)."
+            )

@@ -1,0 +1,136 @@
+"""From an image to a sequence of tokens and back, and where each token stands.
+
+A Transformer reads a sequence. ``patchify`` cuts an image into squares of p × p pixels and lays them
+out in reading order: N = (H/p)(W/p) tokens of p²C numbers each. Nothing is lost, and ``unpatchify``
+puts the picture together again.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from dit_edu._checks import check_positive_int
+
+
+def token_grid(size: tuple[int, int], p: int) -> tuple[int, int]:
+    """How many tokens an image of ``size`` = (H, W) pixels gives in each direction.
+
+    Raises:
+        TypeError, ValueError: ``p`` is not an integer of at least 1, or does not divide H and W.
+    """
+    check_positive_int("p", p)
+    h, w = size
+    if h % p or w % p:
+        fits = [q for q in range(1, min(h, w) + 1) if h % q == 0 and w % q == 0]
+        raise ValueError(
+            f"p={p} does not divide the image of {h}x{w} pixels; "
+            f"allowed: {', '.join(map(str, fits))}."
+        )
+    return h // p, w // p
+
+
+def patchify(x: Tensor, p: int) -> Tensor:
+    """Cut images into tokens, in reading order; a token lists its pixels as (row, column, channel).
+
+    Args:
+        x: images, (B, C, H, W).
+        p: the side of a patch in pixels; divides H and W.
+
+    Returns:
+        (B, N, p·p·C) with N = (H/p)(W/p).
+
+    Raises:
+        TypeError, ValueError: ``x`` is no batch of images, or ``p`` does not fit.
+
+    Source: Dosovitskiy et al. 2021, section 3.1; the order (p, q, c) is that of DiT's output head.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (B, C, H, W).")
+    token_grid(tuple(x.shape[-2:]), p)
+    return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)  # (B, N, p*p*C)
+
+
+def unpatchify(tokens: Tensor, p: int, grid: tuple[int, int]) -> Tensor:
+    """Put tokens back together; the inverse of :func:`patchify`.
+
+    Args:
+        tokens: (B, N, p·p·C).
+        p: the side of a patch in pixels.
+        grid: tokens per column and per row, (H/p, W/p).
+
+    Returns:
+        images, (B, C, H, W).
+
+    Raises:
+        TypeError, ValueError: the number or the length of the tokens does not fit ``grid`` and ``p``.
+    """
+    check_positive_int("p", p)
+    h, w = grid
+    if tokens.ndim != 3 or tokens.shape[1] != h * w or tokens.shape[2] % (p * p):
+        raise ValueError(
+            f"tokens has shape {tuple(tokens.shape)}; allowed for grid={h}x{w} and p={p}: "
+            f"(B, {h * w}, {p * p}*C)."
+        )
+    return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)  # (B,C,H,W)
+
+
+class PatchEmbed(nn.Module):
+    """Tokens of width D straight from the image: a linear map of each patch.
+
+    Written as a convolution whose stride is its kernel, because then its weights are those of the
+    published checkpoints. The kernel flattens as (c, p, q), :func:`patchify` as (p, q, c): the two
+    agree once the weight is permuted.
+
+    Args:
+        input_size: (H, W) in pixels.
+        patch_size: p; divides H and W.
+        in_channels: C.
+        hidden_size: D.
+
+    Raises:
+        TypeError, ValueError: ``patch_size`` does not fit the image.
+    """
+
+    def __init__(
+        self, input_size: tuple[int, int], patch_size: int, in_channels: int, hidden_size: int
+    ) -> None:
+        super().__init__()
+        self.grid = token_grid(input_size, patch_size)
+        self.proj = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (B, C, H, W) → tokens (B, N, D)."""
+        return self.proj(x).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, D, N) -> (B, N, D)
+
+
+def sincos_pos_embed(dim: int, grid: int | tuple[int, int]) -> Tensor:
+    """Fixed positions: each token's column and row as waves of many lengths.
+
+    The first half of the channels encodes the column, the second half the row — in this order,
+    because the published weights expect it. Within a half stand first all sines, then all cosines,
+    of position · ω_k with ω_k = 10000^(-k / (dim/4)), k = 0 … dim/4 - 1.
+
+    Args:
+        dim: D, a multiple of 4.
+        grid: tokens per column and per row, (h, w), or one number for both.
+
+    Returns:
+        (N, D) float32 with N = h·w, in reading order.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of 4.
+
+    Source: Vaswani et al. 2017, section 3.5, in two dimensions as in DiT.
+    """
+    if check_positive_int("dim", dim) % 4:
+        raise ValueError(f"dim={dim} must be a multiple of 4 (sine and cosine, column and row).")
+    h, w = (grid, grid) if isinstance(grid, int) else grid
+    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))  # (D/4,)
+    row, column = torch.meshgrid(
+        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
+    )  # (h, w) each
+    angles = [axis.reshape(-1, 1) * omega for axis in (column, row)]  # (N, D/4) each
+    waves = [wave for a in angles for wave in (a.sin(), a.cos())]  # 4 x (N, D/4)
+    return torch.cat(waves, dim=1).float()  # (N, D)

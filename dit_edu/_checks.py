@@ -1,4 +1,4 @@
-"""Checks of arguments, written once: every message names the argument, its value and what is allowed."""
+"""Checks of arguments: every message names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 

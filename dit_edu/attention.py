@@ -1,7 +1,7 @@
 """Self-attention: every token looks at every other and takes what it needs.
 
-Every attention module of the book has the same signature, ``forward(x, *, cond=None, mask=None)``, so
-that one can be swapped for another by name.
+Every attention module of the book has the same signature, ``forward(x, *, cond=None, mask=None)``,
+so that one can be swapped for another by name.
 """
 
 from __future__ import annotations

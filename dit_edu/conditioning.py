@@ -75,13 +75,14 @@ class TimestepEmbedder(nn.Module):
 class LabelEmbedder(nn.Module):
     """A label as a vector, and one vector more for "no label": the null class, the last row.
 
-    In training a label is dropped (replaced by the null class) with probability ``dropout_prob``: so
-    one network learns with and without labels, which classifier-free guidance needs.
+    In training a label is dropped (replaced by the null class) with probability ``dropout_prob``:
+    so one network learns with and without labels, which classifier-free guidance needs.
 
     Args:
         num_classes: how many labels.
         hidden_size: D.
-        dropout_prob: chance of dropping a label in training, in [0, 1); with 0 there is no null row.
+        dropout_prob: chance of dropping a label in training, in [0, 1); with 0 there is no null
+            row.
 
     Raises:
         ValueError: ``num_classes`` or ``dropout_prob`` is out of range.

@@ -1,6 +1,7 @@
 """The diffusion process: how an image becomes noise, and what a network must learn to undo it.
 
-Conventions of the whole book: ``t = 0`` is (almost) clean, ``t = T - 1`` is (almost) pure noise, and
+Conventions of the whole book: ``t = 0`` is (almost) clean, ``t = T - 1`` is (almost) pure noise,
+and
 
     x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε,    ε ~ N(0, I).
 
@@ -154,7 +155,7 @@ class GaussianDiffusion:
         check_timesteps("t", t, self.num_timesteps)
         if noise.shape != x0.shape or len(t) != len(x0):
             raise ValueError(
-                f"x0 {tuple(x0.shape)}, t {tuple(t.shape)} and noise {tuple(noise.shape)} disagree; "
+                f"x0 {tuple(x0.shape)}, t {tuple(t.shape)}, noise {tuple(noise.shape)} disagree; "
                 "allowed: x0 and noise of one shape (B, …), t of shape (B,)."
             )
         signal, sigma = self._signal_noise(t, x0)  # (B, 1, …)
@@ -238,8 +239,8 @@ class GaussianDiffusion:
             s: the earlier steps to go to, (B,); ``t - 1`` unless given.
 
         Returns:
-            ``mean``, ``x0`` and ``eps`` (B, …); ``variance`` and ``log_variance`` (B, 1, …). ``eps``
-            is the one that fits ``x0``, so it changes too where ``x0`` was clipped.
+            ``mean``, ``x0`` and ``eps`` (B, …); ``variance`` and ``log_variance`` (B, 1, …).
+            ``eps`` is the one that fits ``x0``, so it changes too where ``x0`` was clipped.
 
         Raises:
             ValueError: the output's shape is not that of ``x_t``.

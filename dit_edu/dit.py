@@ -1,7 +1,7 @@
 """The Diffusion Transformer: tokens in, a stack of conditioned blocks, tokens out.
 
-Names, keyword arguments and state-dict keys are those of the published code, so that its checkpoints
-load as they are.
+Names, keyword arguments and state-dict keys are those of the published code, so that its
+checkpoints load as they are.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class DiT(nn.Module):
         num_classes: how many labels; the null class is the label ``num_classes``.
         learn_sigma: return 2C channels, the second half for the variance.
         conditioning: the name of a conditioning block, see ``dit_edu.conditioning.BLOCKS``.
-        embed_std: standard deviation of the fresh embedders. 0.02 is the published one; a tiny model
-            that trains for a thousand steps learns its labels sooner with a larger one.
+        embed_std: standard deviation of the fresh embedders. 0.02 is the published one; a tiny
+            model that trains for a thousand steps learns its labels sooner with a larger one.
 
     Attributes:
         input_size: (H, W).
@@ -136,9 +136,7 @@ class DiT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         # The patch embedding is a linear map too: initialise it as one.
-        nn.init.xavier_uniform_(
-            self.x_embedder.proj.weight.view(len(self.x_embedder.proj.weight), -1)
-        )
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))  # (D, C, p, p) -> (D, Cpp)
         nn.init.zeros_(self.x_embedder.proj.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=self.embed_std)
         nn.init.normal_(self.t_embedder.mlp[0].weight, std=self.embed_std)
@@ -185,9 +183,9 @@ class DiT(nn.Module):
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
         """Guidance as the published code has it, on a batch that the caller has doubled.
 
-        Only the first half of ``x`` is read; ``y`` holds labels in its first half and the null class
-        in its second. Only the first three channels are guided, also where there are four: the
-        published samples were drawn that way. :class:`dit_edu.guidance.Guided` guides them all.
+        Only the first half of ``x`` is read; ``y`` holds labels in its first half and the null
+        class in its second. Only the first three channels are guided, also where there are four:
+        the published samples were drawn that way. :class:`dit_edu.guidance.Guided` guides all.
 
         Args:
             x: (2B, C, H, W); t: (2B,); y: (2B,).

@@ -12,8 +12,8 @@ class Guided(nn.Module):
     """A guided denoiser is again a denoiser: out = uncond + s · (cond - uncond).
 
     Both answers come from one pass over a doubled batch. With s = 1 there is no guidance, and only
-    the labelled pass is run; with s = 0 the label has no say. The rule is the same for ε, x_0 and v,
-    since for a given x_t each is an affine function of the others.
+    the labelled pass is run; with s = 0 the label has no say. The rule is the same for ε, x_0 and
+    v, since for a given x_t each is an affine function of the others.
 
     Args:
         model: a denoiser with a null condition.

@@ -1,8 +1,8 @@
 """From an image to a sequence of tokens and back, and where each token stands.
 
-A Transformer reads a sequence. ``patchify`` cuts an image into squares of p × p pixels and lays them
-out in reading order: N = (H/p)(W/p) tokens of p²C numbers each. Nothing is lost, and ``unpatchify``
-puts the picture together again.
+A Transformer reads a sequence. ``patchify`` cuts an image into squares of p × p pixels and lays
+them out in reading order: N = (H/p)(W/p) tokens of p²C numbers each. Nothing is lost, and
+``unpatchify`` puts the picture together again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def unpatchify(tokens: Tensor, p: int, grid: tuple[int, int]) -> Tensor:
         images, (B, C, H, W).
 
     Raises:
-        TypeError, ValueError: the number or the length of the tokens does not fit ``grid`` and ``p``.
+        TypeError, ValueError: number or length of the tokens does not fit ``grid`` and ``p``.
     """
     check_positive_int("p", p)
     h, w = grid

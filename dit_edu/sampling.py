@@ -162,8 +162,10 @@ def _reverse(
         raise ValueError(f"noise has shape {tuple(noise.shape)}; allowed: {tuple(shape)}.")
     check_labels(model, y)
 
-    def fresh(dtype: torch.dtype | None = None) -> Tensor:
-        device = generator.device if generator is not None else y.device
+    dtype = torch.get_default_dtype() if noise is None else noise.dtype
+
+    def fresh() -> Tensor:
+        device = y.device if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=device, dtype=dtype).to(y.device)
 
     x = fresh() if noise is None else noise.to(y.device)  # (B, C, H, W)
@@ -176,7 +178,7 @@ def _reverse(
             if callback is not None:
                 callback(k, t, x, p["x0"])
             # The last step ends at x̂_0 itself: the posterior's variance is 0 there.
-            x = p["x0"] if s == -1 else step(p, t_batch, s_batch, lambda: fresh(x.dtype))
+            x = p["x0"] if s == -1 else step(p, t_batch, s_batch, fresh)
     return x
 
 

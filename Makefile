@@ -1,0 +1,49 @@
+# Everything the book and its code can do. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+VENDORED := book/_static/vendor/.npm-ci
+NOTEBOOKS = $(shell find notebooks -name '*.ipynb' -not -path '*/.*' | sort)
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lint lab zoo notebooks figures clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+book: $(INSTALLED) $(VENDORED) ## Build the book into _build/html (warnings are errors)
+	@$(BIN)/jupyter-book build . -W -n --keep-going -q
+
+test: $(INSTALLED) $(VENDORED) ## Run every check: lint, unit tests, notebooks, the built book in a browser
+	@$(BIN)/python scripts/check.py
+
+lint: $(INSTALLED) ## Run ruff and the dependency rule
+	@$(BIN)/python scripts/check.py lint
+
+lab: $(INSTALLED) ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+zoo: $(INSTALLED) ## Train the shipped models again and measure them
+	$(BIN)/python -m dit_edu train digits-dit
+	$(BIN)/python -m dit_edu evaluate digits-dit
+
+notebooks: $(INSTALLED) ## Execute the notebooks in place, reproducibly
+	$(BIN)/python scripts/execute_notebooks.py $(NOTEBOOKS)
+
+figures: $(INSTALLED) ## Compute the data of the figures that move
+	$(BIN)/python scripts/figures.py
+
+clean: ## Remove what was built (.venv stays)
+	rm -rf _build book/_static/vendor scripts/vendor/node_modules .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, not %d.%d; set PYTHON=..." % v[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENDORED): scripts/vendor.py scripts/vendor/package.json scripts/vendor/package-lock.json | $(INSTALLED)
+	$(BIN)/python scripts/vendor.py
+	@touch $@

@@ -162,28 +162,28 @@ class GaussianDiffusion:
         return signal * x0 + sigma * noise
 
     def q_posterior(
-        self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None
+        self, x0: Tensor, x_t: Tensor, t: Tensor, t_prev: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Where x_t came from, given the clean image: q(x_s | x_t, x_0) for a step s < t.
+        """Where x_t came from, given the clean image: q(x_t' | x_t, x_0) for a step t' < t.
 
         Args:
             x0, x_t: clean and noisy images, (B, …).
             t: steps, (B,) integers in [0, T).
-            s: the earlier steps, (B,), each less than ``t``; ``t - 1`` unless given, and -1 for the
-                clean image. A sampler that skips steps asks for s < t - 1.
+            t_prev: t', the earlier steps, (B,), each less than ``t``; ``t - 1`` unless given, and -1
+                for the clean image. A sampler that skips steps asks for less than ``t - 1``.
 
         Returns:
-            mean (B, …), variance and log-variance (B, 1, …). The variance of the last step (s = -1)
+            mean (B, …), variance and log-variance (B, 1, …). The variance of the last step (t' = -1)
             is 0; its logarithm is clipped at that of the step before.
 
-        Source: Ho et al. 2020, equations 6 and 7, with ᾱ_s for ᾱ_{t-1}.
+        Source: Ho et al. 2020, equations 6 and 7, with ᾱ_t' for ᾱ_{t-1}.
         """
-        s = t - 1 if s is None else s
-        ab_t, ab_s = self.alpha_bar(t, x_t), self.alpha_bar(s, x_t)  # (B, 1, …)
-        beta = 1 - ab_t / ab_s  # the noise added between s and t
-        of_x0 = ab_s.sqrt() * beta / (1 - ab_t)
-        of_xt = (ab_t / ab_s).sqrt() * (1 - ab_s) / (1 - ab_t)
-        variance = beta * (1 - ab_s) / (1 - ab_t)  # β̃
+        t_prev = t - 1 if t_prev is None else t_prev
+        ab_t, ab_prev = self.alpha_bar(t, x_t), self.alpha_bar(t_prev, x_t)  # (B, 1, …)
+        beta = 1 - ab_t / ab_prev  # the noise added between t' and t
+        of_x0 = ab_prev.sqrt() * beta / (1 - ab_t)
+        of_xt = (ab_t / ab_prev).sqrt() * (1 - ab_prev) / (1 - ab_t)
+        variance = beta * (1 - ab_prev) / (1 - ab_t)  # β̃
         mean = of_x0.to(x0.dtype) * x0 + of_xt.to(x0.dtype) * x_t
         log_variance = variance.clamp(min=self._variance_floor).log()
         return mean, variance.to(x0.dtype), log_variance.to(x0.dtype)
@@ -227,7 +227,12 @@ class GaussianDiffusion:
     # ------------------------------------------------------------------ reverse and loss
 
     def p_mean_variance(
-        self, out: Tensor, x_t: Tensor, t: Tensor, clip: bool = False, s: Tensor | None = None
+        self,
+        out: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        clip: bool = False,
+        t_prev: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """One reverse step as a Gaussian: the posterior with the predicted x̂_0 for x_0.
 
@@ -236,7 +241,7 @@ class GaussianDiffusion:
             x_t: noisy images, (B, …).
             t: steps, (B,) integers in [0, T).
             clip: clamp x̂_0 to [-1, 1] first.
-            s: the earlier steps to go to, (B,); ``t - 1`` unless given.
+            t_prev: the earlier steps to go to, (B,); ``t - 1`` unless given.
 
         Returns:
             ``mean``, ``x0`` and ``eps`` (B, …); ``variance`` and ``log_variance`` (B, 1, …).
@@ -256,7 +261,7 @@ class GaussianDiffusion:
             eps = (x_t - signal * x0) / sigma
         else:
             eps = self.to_eps(out, x_t, t)
-        mean, variance, log_variance = self.q_posterior(x0, x_t, t, s)
+        mean, variance, log_variance = self.q_posterior(x0, x_t, t, t_prev)
         return dict(mean=mean, variance=variance, log_variance=log_variance, x0=x0, eps=eps)
 
     def losses(

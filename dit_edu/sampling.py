@@ -2,7 +2,7 @@
 
 Both samplers walk down a grid of steps t_1 > t_2 > … > t_K and end at the clean image. At each
 step the denoiser gives x̂_0, and the two differ only in where they go from there: DDPM draws from
-the posterior q(x_s | x_t, x̂_0); DDIM goes straight to the point whose noise is the predicted one.
+the posterior q(x_t' | x_t, x̂_0); DDIM goes straight to the point whose noise is the predicted one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def ddpm_sample(
     progress: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Ancestral sampling: draw x_s ~ q(x_s | x_t, x̂_0) at every step.
+    """Ancestral sampling: draw x_t' ~ q(x_t' | x_t, x̂_0) at every step of the grid.
 
     Args:
         model: a denoiser; put into evaluation mode while sampling.
@@ -93,8 +93,8 @@ def ddpm_sample(
     Source: Ho et al. 2020, algorithm 2; on a subset of steps: Nichol & Dhariwal 2021, section 4.
     """
 
-    def step(p: dict[str, Tensor], t: Tensor, s: Tensor, fresh: Callable[[], Tensor]) -> Tensor:
-        return p["mean"] + p["variance"].sqrt() * fresh()  # x_s = μ + sqrt(β̃) z
+    def step(p: dict[str, Tensor], t_prev: Tensor, fresh: Callable[[], Tensor]) -> Tensor:
+        return p["mean"] + p["variance"].sqrt() * fresh()  # x_t' = μ + sqrt(β̃) z
 
     steps = diffusion.num_timesteps if steps is None else steps
     ts = timestep_grid(diffusion.num_timesteps, steps, grid)
@@ -136,10 +136,10 @@ def ddim_sample(
     if not eta >= 0:
         raise ValueError(f"eta={eta} must be a number >= 0.")
 
-    def step(p: dict[str, Tensor], t: Tensor, s: Tensor, fresh: Callable[[], Tensor]) -> Tensor:
-        ab_s = diffusion.alpha_bar(s, p["x0"]).to(p["x0"].dtype)  # (B, 1, 1, 1)
+    def step(p: dict[str, Tensor], t_prev: Tensor, fresh: Callable[[], Tensor]) -> Tensor:
+        ab_prev = diffusion.alpha_bar(t_prev, p["x0"]).to(p["x0"].dtype)  # (B, 1, 1, 1)
         sigma2 = eta**2 * p["variance"]  # σ² = η² β̃
-        x = ab_s.sqrt() * p["x0"] + (1 - ab_s - sigma2).clamp(min=0).sqrt() * p["eps"]
+        x = ab_prev.sqrt() * p["x0"] + (1 - ab_prev - sigma2).clamp(min=0).sqrt() * p["eps"]
         return x + sigma2.sqrt() * fresh() if eta else x
 
     ts = timestep_grid(diffusion.num_timesteps, steps, grid)
@@ -152,7 +152,7 @@ def ddim_sample(
 def _reverse(
     step, model, diffusion, ts, shape, y, generator, noise, clip, progress, callback
 ) -> Tensor:
-    """Walk down the grid ``ts``; ``step`` says how to get from x_t to x_s."""
+    """Walk down the grid ``ts``; ``step`` says how to get from x_t to the next."""
     if len(shape) != 4 or len(y) != shape[0]:
         raise ValueError(
             f"shape={tuple(shape)} and y of shape {tuple(y.shape)} disagree; "
@@ -171,14 +171,14 @@ def _reverse(
     x = fresh() if noise is None else noise.to(y.device)  # (B, C, H, W)
     with _evaluating(model):
         pairs = list(zip(ts.tolist(), [*ts.tolist()[1:], -1], strict=True))
-        for k, (t, s) in enumerate(tqdm(pairs, disable=not progress, desc="sampling")):
+        for k, (t, t_prev) in enumerate(tqdm(pairs, disable=not progress, desc="sampling")):
             t_batch = torch.full((len(x),), t, device=x.device)  # (B,)
-            s_batch = torch.full((len(x),), s, device=x.device)  # (B,)
-            p = diffusion.p_mean_variance(model(x, t_batch, y), x, t_batch, clip, s_batch)
+            prev_batch = torch.full((len(x),), t_prev, device=x.device)  # (B,)
+            p = diffusion.p_mean_variance(model(x, t_batch, y), x, t_batch, clip, prev_batch)
             if callback is not None:
                 callback(k, t, x, p["x0"])
             # The last step ends at x̂_0 itself: the posterior's variance is 0 there.
-            x = p["x0"] if s == -1 else step(p, t_batch, s_batch, fresh)
+            x = p["x0"] if t_prev == -1 else step(p, prev_batch, fresh)
     return x
 
 

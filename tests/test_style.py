@@ -1,0 +1,105 @@
+"""Rules of the house that no linter knows: alt text, pins, locked assets, forbidden words."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = {".md", ".py", ".ipynb", ".yml", ".yaml", ".toml", ".txt", ".json", ".cfg", ".js", ".css"}
+TEXT |= {".html", ".svg", ".cff", ".bib", ".sh", ".npmrc", ""}
+
+# Each pattern is written so that it doesn't match itself.
+FORBIDDEN = {
+    "host of a package registry": r"npm[j]s\.|pyp[i]\.org|pythonh[o]sted|download\.pyt[o]rch",
+    "path of someone's machine": r"/hom[e]/\w|/roo[t]/|/Use[r]s/\w|/wor[k]/|/tm[p]/\w",
+}
+
+
+def tracked() -> list[Path]:
+    """Return the text files of the tree: what git tracks or would track."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = (ROOT / name for name in names.splitlines())
+    return [file for file in files if file.is_file() and file.suffix in TEXT]
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_words_that_must_not_appear(what: str) -> None:
+    pattern = re.compile(FORBIDDEN[what])
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {match[0]}"
+        for file in tracked()
+        for number, line in enumerate(file.read_text("utf8").splitlines(), 1)
+        if (match := pattern.search(line))
+    ]
+    assert not found
+
+
+def images_without_alt(text: str) -> list[str]:
+    """Return the images of a Markdown page that have no alt text."""
+    text = re.sub(r"^(`{3,})(?!\{)[^\n]*\n.*?^\1", "", text, flags=re.M | re.S)  # plain code
+    bare = re.findall(r"!\[\s*\]\([^)]*\)", text)
+    bare += [tag for tag in re.findall(r"<img\b[^>]*>", text) if not re.search(r'alt="[^"]', tag)]
+    directives = re.findall(r"^(`{3,}|:{3,})\{(?:image|figure)\}(.*?)^\1", text, flags=re.M | re.S)
+    bare += [
+        body.split("\n")[0] for _, body in directives if not re.search(r"^:alt: \S", body, re.M)
+    ]
+    return bare
+
+
+def test_every_image_of_a_page_has_alt_text() -> None:
+    pages = [*(ROOT / "book").rglob("*.md"), *ROOT.glob("*.md")]
+    found = {
+        page.name: bare for page in pages if (bare := images_without_alt(page.read_text("utf8")))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("![](a.png)", 1),
+        ("![a digit](a.png)", 0),
+        ('<img src="a.png">', 1),
+        ('<img src="a.png" alt="a digit">', 0),
+        ("```{figure} a.png\n:name: a\ncaption\n```", 1),
+        ("```{figure} a.png\n:alt: a digit\ncaption\n```", 0),
+        (":::{image} a.png\n:::", 1),
+        ("```python\nprint('![](a.png)')\n```", 0),
+    ],
+)
+def test_images_without_alt_text_are_noticed(text: str, count: int) -> None:
+    assert len(images_without_alt(text)) == count
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "requirements.txt").read_text("utf8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {re.sub(r"[-_.]+", "-", pin.name).lower(): pin for pin in found}
+
+
+def test_requirements_are_pinned_within_the_ranges_of_pyproject() -> None:
+    pinned = pins()
+    assert all(re.fullmatch(r"==[^,*]+", str(pin.specifier)) for pin in pinned.values())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+    extras = project["optional-dependencies"].values()
+    for text in [*project["dependencies"], *(line for extra in extras for line in extra)]:
+        wanted = Requirement(text)
+        version = str(pinned[wanted.name].specifier).removeprefix("==")
+        assert wanted.specifier.contains(version), f"{wanted} but {version} is pinned"
+
+
+def test_assets_are_locked_by_hash_and_name_no_registry() -> None:
+    lock = json.loads((ROOT / "scripts" / "vendor" / "package-lock.json").read_text("utf8"))
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    assert packages
+    for name, entry in packages.items():
+        assert entry["integrity"].startswith("sha512-"), name
+        assert "resolved" not in entry, name

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IDEAS: list[dict[str, Any]] = yaml.safe_load((ROOT / "book" / "ideas.yml").read_text("utf8"))
 TO_COME = "to come"
 PLACES = {"idea", "title", "chapter", "lab", "modules", "tests"}
-NO_IDEA = {"index", "api", "own-data", "claims", "bugs"}  # pages that teach no idea of their own
+NO_IDEA = {"index", "api", "references", "own-data", "claims", "bugs"}  # pages that teach no idea of their own
 
 
 def module_file(module: str) -> Path:

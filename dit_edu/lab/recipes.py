@@ -1,0 +1,203 @@
+"""Recipes: everything that decides how a model comes out, as one frozen record.
+
+A recipe and a seed determine a training run. Recipes are compared field by field, so a checkpoint
+knows whether it belongs to the one at hand; they travel as plain dictionaries in checkpoints and
+cards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from dit_edu._checks import check_choice, check_positive_int
+from dit_edu.diffusion import PREDICTIONS, GaussianDiffusion
+from dit_edu.dit import DiT
+from dit_edu.lab.data import DATASETS
+
+#: The models that a recipe can name.
+MODELS: dict[str, type[nn.Module]] = {"DiT": DiT}
+SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
+
+
+@dataclass(frozen=True)
+class Process:
+    """The diffusion process of a recipe: noise schedule, what the network predicts, and T.
+
+    Raises:
+        TypeError, ValueError: a field is not allowed.
+    """
+
+    schedule: str = "cosine"
+    prediction: str = "v"
+    num_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("prediction", self.prediction, PREDICTIONS)
+        check_positive_int("num_timesteps", self.num_timesteps)
+
+    def build(self) -> GaussianDiffusion:
+        """The process itself."""
+        return SCHEDULES[self.schedule](self.num_timesteps, prediction=self.prediction)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one model.
+
+    Args:
+        name: what the model is called in the zoo.
+        about: one line for the reader.
+        data: a data set by name; its training half is used.
+        kind: the class of the model, a key of ``MODELS``.
+        model: keyword arguments of that class.
+        process: the diffusion process.
+        steps: updates of the weights.
+        batch_size: images of one update, over all processes together.
+        lr: the highest learning rate.
+        warmup: steps in which the learning rate rises linearly to ``lr``.
+        lr_floor: where the cosine ends, as a fraction of ``lr``.
+        weight_decay, betas: of AdamW.
+        grad_clip: the largest norm of a gradient; a larger one is scaled down to it.
+        ema_decay: how much of the averaged weights a step keeps, once the average is warm.
+        noise_bins: into how many ranges of t the loss is split for reporting.
+        checkpoint_every: steps between two checkpoints.
+
+    Raises:
+        TypeError, ValueError: a field is not allowed; the message names it.
+    """
+
+    name: str
+    about: str = field(default="", compare=False)
+    data: str = "digits"
+    kind: str = "DiT"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    process: Process = field(default_factory=Process)
+    steps: int = 1000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 50
+    lr_floor: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: float = 1.0
+    ema_decay: float = 0.99
+    noise_bins: int = 10
+    checkpoint_every: int = field(default=500, compare=False)
+
+    def __post_init__(self) -> None:
+        check_choice("data", self.data, DATASETS)
+        check_choice("kind", self.kind, MODELS)
+        for name in ("steps", "batch_size", "noise_bins", "checkpoint_every"):
+            check_positive_int(name, getattr(self, name))
+        if not isinstance(self.warmup, int) or not 0 <= self.warmup <= self.steps:
+            raise ValueError(f"warmup={self.warmup!r}; allowed: an int from 0 to {self.steps}.")
+        for name in ("lr", "grad_clip"):
+            _check_range(name, getattr(self, name), low=0, open_low=True)
+        for name in ("lr_floor", "ema_decay"):
+            _check_range(name, getattr(self, name), low=0, high=1)
+        _check_range("weight_decay", self.weight_decay, low=0)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas!r}; allowed: two numbers in [0, 1).")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of update ``step`` (0 is the first): warm-up, then a half cosine.
+
+        η_k = η (k+1)/W for k < W, then η (f + (1-f) (1 + cos(π (k-W)/(K-W))) / 2), where W is
+        ``warmup``, K is ``steps`` and f is ``lr_floor``.
+        """
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        return self.lr * (self.lr_floor + (1 - self.lr_floor) * cosine)
+
+    def ema_decay_at(self, step: int) -> float:
+        """The decay d of the average at update ``step``: min(d, (1+k)/(10+k)).
+
+        The warm-up keeps the first, untrained weights from lingering in the average.
+        """
+        return min(self.ema_decay, (1 + step) / (10 + step))
+
+    def build_model(self) -> nn.Module:
+        """A fresh model, initialised from torch's global random state."""
+        return MODELS[self.kind](**self.model)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types (no tuples); :meth:`from_dict` reads them back."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
+        """Rebuild a recipe from :meth:`as_dict`.
+
+        Raises:
+            ValueError: a field is missing or unknown: the dictionary is no recipe of this package.
+        """
+        try:
+            process = Process(**content["process"])
+            betas = tuple(content["betas"])
+            return cls(**{**content, "process": process, "betas": betas})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"this is not a recipe of this version: {error}") from error
+
+    def difference(self, other: Recipe) -> str | None:
+        """The first field in which two recipes would train differently, or None."""
+        mine, theirs = self.as_dict(), other.as_dict()
+        for name in (f.name for f in fields(self) if f.compare):
+            if mine[name] != theirs[name]:
+                return f"{name}: {mine[name]} against {theirs[name]}"
+        return None
+
+
+def _check_range(
+    name: str, value: float, low: float, high: float = math.inf, open_low: bool = False
+) -> None:
+    inside = low < value if open_low else low <= value
+    if not (inside and value <= high and math.isfinite(value)):
+        limits = f"above {low}" if open_low else f"at least {low}"
+        limits += "" if high == math.inf else f" and at most {high}"
+        raise ValueError(f"{name}={value!r}; allowed: a finite number {limits}.")
+
+
+#: The recipes of the models that are shipped, by name.
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="digits-dit",
+            about="DiT with 0.3 M parameters on scikit-learn's 8x8 digits, v-prediction, cosine",
+            model=dict(
+                input_size=8,
+                patch_size=2,
+                in_channels=1,
+                hidden_size=64,
+                depth=4,
+                num_heads=4,
+                num_classes=10,
+                class_dropout_prob=0.1,
+                learn_sigma=False,
+                embed_std=0.2,
+            ),
+            steps=1000,
+            batch_size=128,
+            lr=2e-3,
+            warmup=100,
+        ),
+    )
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """A recipe of ``RECIPES`` by name.
+
+    Raises:
+        ValueError: the name is unknown; the message names the nearest.
+    """
+    return RECIPES[check_choice("recipe", name, RECIPES)]

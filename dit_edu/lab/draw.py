@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,3 +89,29 @@ def draw(
 def cycle_labels(n: int, num_classes: int) -> Tensor:
     """Labels 0, 1, …, num_classes - 1, 0, 1, … : (n,) int64."""
     return torch.arange(check_positive_int("n", n)) % num_classes  # (n,)
+
+
+def contact_sheet(images: Tensor) -> np.ndarray:
+    """All images side by side in rows, small ones enlarged.
+
+    Args:
+        images: (n, C, H, W) in [0, 1]; C is 1 or 3.
+
+    Returns:
+        (height, width) or (height, width, 3) uint8, about square; white between the images.
+
+    Raises:
+        ValueError: the images are neither grey nor RGB.
+    """
+    n, channels, height, width = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"images with {channels} channels are no picture; allowed: 1 or 3.")
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    zoom = max(1, 32 // height)
+    tiles = torch.ones(rows * columns, channels, zoom * height + 2, zoom * width + 2)
+    enlarged = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)  # (n, C, zH, zW)
+    tiles[:n, :, 1:-1, 1:-1] = enlarged
+    sheet = tiles.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)  # (rows, h, columns, w, C)
+    pixels = sheet.flatten(2, 3).flatten(0, 1)  # (rows * h, columns * w, C)
+    return (pixels * 255).round().to(torch.uint8).numpy().squeeze(-1 if channels == 1 else ())

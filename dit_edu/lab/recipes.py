@@ -185,9 +185,9 @@ RECIPES: dict[str, Recipe] = {
                 learn_sigma=False,
                 embed_std=0.2,
             ),
-            steps=1000,
+            steps=1500,
             batch_size=128,
-            lr=2e-3,
+            lr=4e-3,
             warmup=100,
         ),
     )

@@ -20,6 +20,10 @@
         element.setAttribute("aria-label", "Book title");
       });
 
+  // The children of a list must be list items; "doc-biblioentry" is deprecated.
+  const nameEntries = () =>
+    document.querySelectorAll("[role=doc-biblioentry]").forEach((entry) => entry.setAttribute("role", "listitem"));
+
   const nameWidgets = () => {
     name(".noUi-handle", (handle) => {
       const label = handle.closest(".jupyter-widgets")?.querySelector(".widget-label");
@@ -35,6 +39,7 @@
   const repair = () => {
     dropLabels();
     nameRegions();
+    nameEntries();
     nameWidgets();
   };
 

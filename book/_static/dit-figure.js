@@ -148,7 +148,7 @@
     const cursor = () => (panel.cursor ? panel.at[figure.state[panel.cursor]] : null);
     const frames = (axes, index = []) => index.length === axes.length ? [index]
       : range(figure.axis(axes[index.length]).labels.length).flatMap((i) => frames(axes, [...index, i]));
-    const others = frames(panel.axes);           // every frame is drawn faintly behind the present one
+    const all = frames(panel.axes), others = all.length <= 4 ? all : [];   // few: drawn faintly behind the present one
     let toX, fromX;                              // data to pixels and back, set by draw()
 
     if (panel.cursor) {
@@ -276,7 +276,7 @@
 
   // ------------------------------------------------------------------------------------- bars: values with units
   function bars(figure, panel, box) {
-    const fills = panel.labels.map((_, i) => el("span", { class: `dit-fill dit-line-${i % 6}` }));
+    const fills = panel.labels.map(() => el("span", { class: "dit-fill" }));
     const texts = panel.labels.map(() => el("span", { class: "dit-value" }));
     box.append(el("ul", { class: "dit-bars" }, ...panel.labels.map((label, i) =>
       el("li", {}, el("span", {}, label), texts[i], el("span", { class: "dit-track", "aria-hidden": "true" }, fills[i])))));
@@ -363,6 +363,7 @@
         ...axes.map((a) => this.controls[a.name].node));
       await Promise.all(this.drawn.map((d) => d.ready));
       this.replaceChildren(el("div", { class: "dit-frame", role: "group", "aria-label": title }, body, bar, this.status, this.details));
+      this.showControls();
       this.update();
       let width = this.clientWidth;
       new ResizeObserver(() => { if (this.clientWidth !== width) { width = this.clientWidth; this.request(); } }).observe(this);
@@ -433,8 +434,11 @@
 
     set(name, i) {
       this.state[name] = clamp(i, 0, this.axis(name).labels.length - 1);
+      this.showControls();
       this.request();
     }
+
+    showControls() { for (const axis of this.figure.axes) this.controls[axis.name].show(this.state[axis.name]); }
 
     /** Draw once before the next frame, however many things have changed. */
     request() {
@@ -442,7 +446,6 @@
     }
 
     update() {
-      for (const axis of this.figure.axes) this.controls[axis.name].show(this.state[axis.name]);
       for (const panel of this.drawn) panel.draw();
       if (this.details.open) this.showData();
       clearTimeout(this.later);                  // speak when the hand rests, not on every step

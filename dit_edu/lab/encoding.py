@@ -1,0 +1,59 @@
+"""Arrays as text a page can read: rounded numbers as lists, pictures as one PNG in a data URI."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+
+def plain(values: ArrayLike, digits: int = 4) -> Any:
+    """Nested lists of numbers of ``digits`` significant digits; NaN and infinity become None."""
+    if isinstance(values, (list, tuple, np.ndarray)):
+        return [plain(v, digits) for v in values]
+    if isinstance(values, str):
+        return values
+    value = float(values)
+    if not math.isfinite(value):
+        return None
+    value = (
+        value if abs(value) >= 10**digits and value.is_integer() else float(f"{value:.{digits}g}")
+    )
+    return int(value) if value.is_integer() else value
+
+
+def to_uint8(images: ArrayLike, levels: int = 256) -> np.ndarray:
+    """Images in [-1, 1] as bytes, in ``levels`` equally spaced shades; values outside are clipped."""
+    unit = (np.clip(np.asarray(images, dtype=np.float64), -1, 1) + 1) / 2
+    return np.round(np.round(unit * (levels - 1)) * (255 / (levels - 1))).astype(np.uint8)
+
+
+def sprite_sheet(images: ArrayLike, levels: int = 256) -> dict[str, Any]:
+    """Pack images (n, C, H, W) in [-1, 1], C = 1 or 3, as one PNG in a data URI.
+
+    Returns:
+        ``sprite`` (the URI), ``tile`` [H, W] and ``per_row``, the number of tiles in a row.
+    """
+    tiles = np.moveaxis(to_uint8(images, levels), 1, -1)  # (n, H, W, C)
+    n, h, w, c = tiles.shape
+    per_row = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / per_row)
+    sheet = np.zeros((rows * per_row, h, w, c), np.uint8)
+    sheet[:n] = tiles
+    sheet = sheet.reshape(rows, per_row, h, w, c).swapaxes(1, 2)  # (rows, H, per_row, W, C)
+    sheet = sheet.reshape(rows * h, per_row * w, c)
+    uri = data_uri(Image.fromarray(sheet[..., 0] if c == 1 else sheet), "PNG")
+    return {"sprite": uri, "tile": [h, w], "per_row": per_row}
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as a ``data:`` URI; ``kind`` is Pillow's name of the format."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, optimize=True, **options)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/{kind.lower()};base64,{content}"

@@ -7,6 +7,7 @@ the command that needs it, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,14 +99,15 @@ def train(
         result = run(chosen, seed=seed, out=out, resume=resume, device=device, progress=first)
     except KeyboardInterrupt:
         if first:
-            again = [f"train {recipe} --seed {seed} --out {out} --resume"]
-            again += [] if steps is None else [f"--steps {steps}"]
-            print(f"\ninterrupted; go on with: {PROGRAM} {' '.join(again)}", file=sys.stderr)
+            again = ["train", recipe, "--seed", str(seed), "--out", str(out), "--resume"]
+            again += [] if steps is None else ["--steps", str(steps)]
+            print(f"\ninterrupted; go on with: {PROGRAM} {shlex.join(again)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if first:
         loss = f", loss {result.history[-1]['loss']:.4f}" if result.history else ""
         print(f"trained {chosen.steps} steps{loss}; wrote {out}")
-        print(f"draw from it with: {PROGRAM} sample {out} --out samples.png")
+        again = ["sample", str(out), "--out", "samples.png"]
+        print(f"draw from it with: {PROGRAM} {shlex.join(again)}")
 
 
 @app.command()

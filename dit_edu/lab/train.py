@@ -14,6 +14,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +134,7 @@ def train(
             f"out={os.fspath(out)!r} already holds a checkpoint; "
             "resume it, or choose another folder."
         )
-    accelerator = accelerator_on(device)
+    accelerator = accelerator_on(device)  # several processes meet here, after the check above
     if recipe.batch_size % accelerator.num_processes:
         raise ValueError(
             f"batch_size={recipe.batch_size} must be a multiple of the number of processes, "
@@ -154,8 +155,10 @@ def run(recipe: Recipe, *, progress: bool = True, **arguments: Any) -> TrainedMo
     """Run :func:`train` to its end with a progress bar; ``arguments`` are those of ``train``."""
     keep_every = max(1, recipe.steps // 1000)
     history: list[dict[str, Any]] = []
-    steps = train(recipe, **arguments)
-    with tqdm(total=recipe.steps, desc=recipe.name, disable=not progress) as bar:
+    with (
+        closing(train(recipe, **arguments)) as steps,  # an early end writes the checkpoint
+        tqdm(total=recipe.steps, desc=recipe.name, disable=not progress) as bar,
+    ):
         while True:
             try:
                 step = next(steps)

@@ -291,6 +291,22 @@ def test_ctrl_c_resumes_to_the_same_bits(where, straight, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
 
 
+def test_ctrl_c_between_two_steps_writes_the_checkpoint(straight, tmp_path, monkeypatch):
+    class Bar(train_module.tqdm):
+        def update(self, n=1):
+            super().update(n)
+            if self.n == 5:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "tqdm", Bar)
+        with pytest.raises(KeyboardInterrupt):
+            run(TINY, device="cpu", data=toy_data(), out=tmp_path)
+    assert next(start(out=tmp_path, resume=True)).step == 6
+    finish(out=tmp_path, resume=True)
+    assert_same_bits(read(tmp_path), straight)
+
+
 KILL = """
 import os, sys
 sys.path.insert(0, {folder!r})

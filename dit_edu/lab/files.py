@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import secrets
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -152,3 +155,21 @@ def read_safetensors(
             f"expected {expected_sha256[:12]}…"
         )
     return tensors, json.loads(header)
+
+
+def provenance() -> dict[str, Any]:
+    """What a card says of the software behind a result: ``versions`` and ``commit``.
+
+    ``commit`` is that of the source tree, followed by ``+`` where tracked files were changed, or
+    ``None`` where the package does not lie in a git tree.
+    """
+    packages = ("torch", "numpy", "scikit-learn", "torchmetrics", "diffusers", "accelerate")
+    versions = {"python": platform.python_version()}
+    versions |= {package: version(package) for package in packages}
+    git = ["git", "-C", str(Path(__file__).parent), "describe"]
+    git += ["--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {"versions": versions, "commit": commit}

@@ -1,7 +1,6 @@
 """The book's own Sphinx extension.
 
-It drops remote scripts, keeps the alt text of notebook images, loads the figures that move, and
-draws the table of ideas.
+It drops remote scripts, keeps the alt text of notebook images, and draws the table of ideas.
 """
 
 from __future__ import annotations
@@ -27,16 +26,6 @@ def drop_thebe(
         return "sphinx-thebe" in str(getattr(script, "filename", "")) or "THEBE_JS_URL" in body
 
     context["script_files"] = [s for s in context["script_files"] if not is_thebe(s)]
-
-
-def load_figures(
-    app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None
-) -> None:
-    """Load the script and the style of ``<dit-figure>`` on the pages that hold one."""
-    raw = doctree.findall(nodes.raw) if doctree is not None else ()
-    if any("<dit-figure" in node.astext() for node in raw):
-        app.add_js_file("dit-figure.js", loading_method="defer")
-        app.add_css_file("dit-figure.css")
 
 
 def keep_alt_text(render_image):
@@ -80,6 +69,5 @@ def page_link(path: str | None) -> str:
 def setup(app: Sphinx) -> dict[str, bool]:
     NbElementRenderer.render_image = keep_alt_text(NbElementRenderer.render_image)
     app.add_directive("idea-table", IdeaTable)
-    app.connect("html-page-context", load_figures)
     app.connect("html-page-context", drop_thebe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,7 +9,9 @@
   // Visible text and another aria-label at once: the text wins.
   const dropLabels = () =>
     document
-      .querySelectorAll(".search-button-field[aria-label], .theme-switch-button[aria-label]")
+      .querySelectorAll(
+        ".search-button-field[aria-label], .theme-switch-button[aria-label], summary[aria-label]",
+      )
       .forEach((element) => element.removeAttribute("aria-label"));
 
   const nameRegions = () =>

@@ -70,6 +70,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     heaviest = sorted(weights, key=weights.__getitem__, reverse=True)
     shown = heaviest if terminalreporter.verbosity > 0 else heaviest[:5]
     if shown:
-        terminalreporter.section("page weights without MathJax")
+        terminalreporter.section("page weights: compressed as sent, without MathJax")
     for page in shown:
         terminalreporter.write_line(f"{weights[page] / 1e6:5.2f} MB  {page}")

@@ -7,8 +7,10 @@ that runs off a phone, or too many bytes.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 AXE = ROOT / "scripts" / "vendor" / "node_modules" / "axe-core" / "axe.min.js"
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-MAX_BYTES = 3_000_000  # of a page with all it loads, MathJax aside
+MAX_BYTES = 3_000_000  # sent for a page and all it loads, MathJax aside
+TEXT = {".css", ".html", ".js", ".json", ".svg"}  # what web servers compress
 READY_MS = 30_000
 
 PAGES = [
@@ -105,9 +108,8 @@ class Visit:
         self.page.add_style_tag(content="*, ::before, ::after { transition: none !important; }")
 
     def weight(self) -> int:
-        """Bytes of the page and of all it loaded, MathJax aside."""
-        counted = (file for file in self.files if "mathjax" not in file.parts and file.is_file())
-        return sum(file.stat().st_size for file in counted)
+        """Bytes that a reader is sent: the page and all it loaded, MathJax aside."""
+        return sum(sent(file) for file in self.files if "mathjax" not in file.parts)
 
     def violations(self, theme: str) -> list[str]:
         """Return what axe-core finds in one theme, as ``rule: element``."""
@@ -121,6 +123,14 @@ class Visit:
             for violation in found["violations"]
             for node in violation["nodes"]
         ]
+
+
+@cache
+def sent(file: Path) -> int:
+    """Bytes on their way to the reader: web servers compress text."""
+    if not file.is_file():
+        return 0
+    return len(gzip.compress(file.read_bytes())) if file.suffix in TEXT else file.stat().st_size
 
 
 def address(base: str, page: str) -> str:

@@ -34,12 +34,13 @@
     return (/e/.test(digits) ? digits : String(Number(digits))).replace("-", "−");
   };
 
-  /** Round tick values between lo and hi: about n of them, or powers of ten on a log scale. */
+  /** Round tick values between lo and hi: about n; on a log scale powers of ten, or 1, 2, 5 if those are few. */
   const ticks = (lo, hi, n, log) => {
     if (log) {
-      const first = Math.ceil(Math.log10(lo) - 1e-9), last = Math.floor(Math.log10(hi) + 1e-9);
-      const every = Math.max(1, Math.ceil((last - first + 1) / n));
-      return range(last - first + 1).filter((i) => i % every === 0).map((i) => 10 ** (first + i));
+      const first = Math.floor(Math.log10(lo)), decades = range(Math.ceil(Math.log10(hi)) - first + 1).map((i) => 10 ** (first + i));
+      const inside = (v) => v >= lo * 0.999 && v <= hi * 1.001, tens = decades.filter(inside);
+      if (tens.length < 3) return decades.flatMap((v) => [v, 2 * v, 5 * v]).filter(inside);
+      return tens.filter((_, i) => i % Math.ceil(tens.length / n) === 0);
     }
     const raw = (hi - lo) / n, power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((k) => k * power).find((s) => s >= raw * 0.999);
@@ -47,7 +48,7 @@
     return range(Math.floor(hi / step + 1e-9) - start + 1).map((i) => Number(((start + i) * step).toPrecision(12)));
   };
   const tickText = (v, log) => {
-    if (!log || (v >= 0.01 && v < 1e4)) return num(v);
+    if (!log || (v >= 0.1 && v <= 100)) return num(v);
     const digits = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
     return "10" + String(Math.round(Math.log10(v))).replace(/./g, (c) => digits[c]);
   };
@@ -94,12 +95,11 @@
       grid.append(tile);
     });
     box.append(grid);
-    const frame = () => panel.axes.reduce((k, a) => k * figure.axis(a).labels.length + figure.state[a], 0);
     const name = (i) => [panel.row_labels?.[Math.floor(i / columns)], panel.column_labels?.[i % columns]]
       .filter(Boolean).join(", ") || `picture ${i + 1}`;
     return {
       ready: sheet.ready,
-      draw: () => tiles.forEach((tile, i) => sheet.paint(tile, frame() * tiles.length + i)),
+      draw: () => tiles.forEach((tile, i) => sheet.paint(tile, figure.frame(panel) * tiles.length + i)),
       data: () => [["picture", "mean", "standard deviation"], tiles.map((tile, i) => {
         const { data } = tile.getContext("2d").getImageData(0, 0, tile.width, tile.height);
         const v = [...data].filter((_, j) => j % 4 !== 3).map((b) => b / 127.5 - 1);   // without alpha, in [-1, 1]
@@ -116,12 +116,11 @@
     const wrap = el("div", { class: "dit-tokens", role: "img", "aria-label": panel.alt }, picture, lines);
     wrap.style.maxWidth = `${panel.size}px`;
     box.append(wrap);
-    const frame = () => panel.axes.reduce((k, a) => k * figure.axis(a).labels.length + figure.state[a], 0);
     const grid = () => pick(panel.tokens, figure.index(panel));
     return {
       ready: sheet.ready,
       draw: () => {
-        sheet.paint(picture, frame());
+        sheet.paint(picture, figure.frame(panel));
         const [rows, columns] = grid(), W = wrap.clientWidth, H = W * picture.height / picture.width;
         lines.setAttribute("viewBox", `0 0 ${W} ${H}`);
         const path = range(columns + 1).map((i) => `M${i * W / columns},0V${H}`).join("") +
@@ -278,8 +277,8 @@
   function bars(figure, panel, box) {
     const fills = panel.labels.map(() => el("span", { class: "dit-fill" }));
     const texts = panel.labels.map(() => el("span", { class: "dit-value" }));
-    box.append(el("ul", { class: "dit-bars" }, ...panel.labels.map((label, i) =>
-      el("li", {}, el("span", {}, label), texts[i], el("span", { class: "dit-track", "aria-hidden": "true" }, fills[i])))));
+    box.append(el("ul", { class: `dit-bars${panel.labels.length > 5 ? " dit-dense" : ""}` }, ...panel.labels.map((label, i) =>
+      el("li", {}, el("span", {}, label), el("span", { class: "dit-track", "aria-hidden": "true" }, fills[i]), texts[i]))));
     const now = () => pick(panel.values, figure.index(panel));
     return {
       draw: () => now().forEach((v, i) => {
@@ -342,6 +341,7 @@
 
     axis(name) { return this.figure.axes.find((a) => a.name === name); }
     index(panel) { return panel.axes.map((a) => this.state[a]); }
+    frame(panel) { return panel.axes.reduce((k, a) => k * this.axis(a).labels.length + this.state[a], 0); }
 
     async build() {
       const { title, axes, panels } = this.figure;

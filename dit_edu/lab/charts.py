@@ -16,7 +16,7 @@ from dit_edu.lab.panels import Axis, Panel
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One line of a :class:`Curves` panel: y, and a band from low to high, each (axes …, len(x))."""
+    """One line of :class:`Curves`: y, and a band from low to high, each (axes …, len(x))."""
 
     label: str
     y: ArrayLike

@@ -27,8 +27,15 @@ def plain(values: ArrayLike, digits: int = 4) -> Any:
     return int(value) if value.is_integer() else value
 
 
+def short(value: float | str) -> str:
+    """A number as a reader wants it: whole numbers in full, others to three digits."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
+
+
 def to_uint8(images: ArrayLike, levels: int = 256) -> np.ndarray:
-    """Images in [-1, 1] as bytes, in ``levels`` equally spaced shades; values outside are clipped."""
+    """Images in [-1, 1] as bytes, in ``levels`` even shades; values outside are clipped."""
     unit = (np.clip(np.asarray(images, dtype=np.float64), -1, 1) + 1) / 2
     return np.round(np.round(unit * (levels - 1)) * (255 / (levels - 1))).astype(np.uint8)
 

@@ -1,9 +1,9 @@
 """What a moving figure is made of: axes, panels, and the two kinds of panel that show pictures.
 
 A panel is indexed by some of the figure's axes: every array begins with one dimension per name in
-``axes``, in that order, and the rest of its shape belongs to the kind. ``book/_static/dit-figure.js``
-draws a panel's JSON in a page, :mod:`dit_edu.lab.stills` draws the panel itself with matplotlib.
-The kinds that show numbers are in :mod:`dit_edu.lab.charts`.
+``axes``, in that order, and the rest of its shape belongs to the kind. In a page
+``book/_static/dit-figure.js`` draws the panel's JSON; elsewhere :mod:`dit_edu.lab.stills` draws the
+panel itself with matplotlib. The kinds that show numbers are in :mod:`dit_edu.lab.charts`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from dit_edu.lab.charts import Bars, Curves, Heatmap, Table
+from dit_edu.lab.encoding import short
 from dit_edu.lab.panels import Axis, Images, Panel, Tokens
 
 if TYPE_CHECKING:
@@ -54,12 +55,13 @@ def draw_still(figure: Figure, position: Mapping[str, int], dpi: int = 110) -> I
         else:
             rows.append([panel])
     with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(7.2, 2.9 * len(rows) + 0.3), layout="constrained")
+        heights = [max(map(_height, panels)) for panels in rows]
+        canvas = Canvas(figsize=(7.2, sum(heights) + 0.3), layout="constrained")
         FigureCanvasAgg(canvas)
         if figure.axes:
             state = (f"{a.label} = {a.labels[position[a.name]]}" for a in figure.axes)
             canvas.suptitle(",  ".join(state), fontsize=10, color="#59636e")
-        strips = np.atleast_1d(canvas.subfigures(len(rows), 1))
+        strips = np.atleast_1d(canvas.subfigures(len(rows), 1, height_ratios=heights))
         for strip, panels in zip(strips, rows, strict=True):
             places = np.atleast_1d(strip.subplots(1, len(panels)))
             for ax, panel in zip(places, panels, strict=True):
@@ -71,6 +73,14 @@ def draw_still(figure: Figure, position: Mapping[str, int], dpi: int = 110) -> I
     return Image.open(buffer).convert("RGB")
 
 
+def _height(panel: Panel) -> float:
+    """Inches."""
+    if isinstance(panel, Images):
+        rows, columns, _, h, w = np.shape(panel.frames)[-5:]
+        return 0.5 + min(1.1 * rows, (6.6 if panel.wide else 3.2) * rows * h / (columns * w))
+    return 0.5 + 0.32 * len(panel.labels) if isinstance(panel, Bars) else 2.9
+
+
 @functools.singledispatch
 def _draw(
     panel: Panel,
@@ -79,6 +89,7 @@ def _draw(
     position: Mapping[str, int],
     axes: Mapping[str, Axis],
 ) -> None:
+    """Draw one panel at ``index``, its place on its own axes."""
     raise TypeError(f"no still for a panel of type {type(panel).__name__}")
 
 
@@ -141,10 +152,8 @@ def _(panel: Heatmap, ax: Axes, index: tuple[int, ...], position: Any, axes: Any
     bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.05, label=panel.unit)
     bar.outline.set_visible(False)
     sides = panel.side(panel.rows, axes), panel.side(panel.columns, axes)
-    for side, set_label, axis in zip(
-        sides, (ax.set_ylabel, ax.set_xlabel), (ax.yaxis, ax.xaxis), strict=True
-    ):
-        set_label(side["label"])
+    for side, axis in zip(sides, (ax.yaxis, ax.xaxis), strict=True):
+        axis.set_label_text(side["label"])
         every = max(1, len(side["labels"]) // 8)
         axis.set_ticks(range(0, len(side["labels"]), every), side["labels"][::every])
     r, c = (None if s["axis"] is None else position[s["axis"]] for s in sides)
@@ -155,9 +164,8 @@ def _(panel: Heatmap, ax: Axes, index: tuple[int, ...], position: Any, axes: Any
 @_draw.register
 def _(panel: Bars, ax: Axes, index: tuple[int, ...], position: Any, axes: Any) -> None:
     values = np.asarray(panel.values)[index]  # (bars,)
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(values))]
-    drawn = ax.barh(panel.labels, values, color=colours, height=0.55)
-    ax.bar_label(drawn, [f" {v:.4g} {panel.unit}" for v in values])
+    drawn = ax.barh(panel.labels, values, color=COLOURS[0], height=0.55)
+    ax.bar_label(drawn, [f" {short(v)} {panel.unit}" for v in values])
     ax.set_xlim(0, 1.3 * panel.full())
     ax.invert_yaxis()
     ax.spines[["bottom", "left"]].set_visible(False)
@@ -168,7 +176,7 @@ def _(panel: Bars, ax: Axes, index: tuple[int, ...], position: Any, axes: Any) -
 @_draw.register
 def _(panel: Table, ax: Axes, index: tuple[int, ...], position: Any, axes: Any) -> None:
     rows = np.asarray(panel.rows, dtype=object)[index]  # (rows, columns)
-    text = [[v if isinstance(v, str) else f"{v:.4g}" for v in row] for row in rows]
+    text = [[short(v) for v in row] for row in rows]
     ax.axis("off")
     drawn = ax.table(text, colLabels=list(panel.columns), loc="upper left", edges="horizontal")
     drawn.auto_set_font_size(False)

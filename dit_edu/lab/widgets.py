@@ -1,7 +1,7 @@
 """Figures that move without a kernel: one set of data, shown in a page or in a notebook.
 
 A :class:`Figure` is data: axes (sliders) and panels. :meth:`Figure.save` writes what the
-``<dit-figure>`` element of a chapter reads; :meth:`Figure.widget` is a control for a notebook, which
+``<dit-figure>`` element of a chapter reads; :meth:`Figure.widget` is a control for a notebook, and
 works on the published page too, because nothing in it calls Python.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ipywidgets
 import numpy as np
+from PIL import Image
 
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.lab.encoding import data_uri
@@ -123,7 +124,9 @@ class Figure:
         with atomic_write(paths[1], "w") as file:
             file.write(f'(globalThis.DIT_FIGURES??={{}})["{self.name}"]={text};\n')
         with atomic_write(paths[2]) as file:
-            draw_still(self, self.start, dpi=150).quantize(64).save(file, "PNG", optimize=True)
+            draw_still(self, self.start, dpi=150).quantize(256, Image.Quantize.MAXCOVERAGE).save(
+                file, "PNG", optimize=True
+            )
         return paths
 
     def widget(

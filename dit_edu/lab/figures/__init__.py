@@ -1,0 +1,40 @@
+"""The moving figures of the chapters, by name; all their data is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dit_edu.lab import zoo
+from dit_edu.lab.figures.diffusion import forward_process
+from dit_edu.lab.figures.dit import loss_by_noise_bin, reverse_trajectory
+from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
+from dit_edu.lab.recipes import Recipe
+from dit_edu.lab.widgets import Figure
+
+__all__ = [
+    "FIGURES",
+    "forward_process",
+    "loss_by_noise_bin",
+    "patchify_tokens",
+    "position_similarity",
+    "reverse_trajectory",
+]
+
+
+def _digits_losses() -> Figure:
+    return loss_by_noise_bin(zoo.card("digits-dit")["history"])
+
+
+def _digits_trajectory() -> Figure:
+    model, card = zoo.load("digits-dit")
+    return reverse_trajectory(model, Recipe.from_dict(card["recipe"]).process.build())
+
+
+#: Without arguments; the last two need the model that they show to be in the zoo.
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "forward-process": forward_process,
+    "patchify-tokens": patchify_tokens,
+    "position-similarity": position_similarity,
+    "loss-by-noise-bin": _digits_losses,
+    "reverse-trajectory": _digits_trajectory,
+}

@@ -25,7 +25,8 @@ lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 zoo: $(INSTALLED) ## Train the shipped models again and measure them
-	$(BIN)/python -m dit_edu train digits-dit
+	$(BIN)/python -m dit_edu release digits-features
+	$(BIN)/python -m dit_edu release digits-dit
 	$(BIN)/python -m dit_edu evaluate digits-dit
 
 notebooks: $(INSTALLED) ## Execute the notebooks in place, reproducibly

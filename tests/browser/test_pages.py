@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [pytest.mark.built, pytest.mark.browser]
 
@@ -28,6 +28,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 MAX_BYTES = 3_000_000  # sent for a page and all it loads, MathJax aside
 TEXT = {".css", ".html", ".js", ".json", ".svg"}  # what web servers compress
 READY_MS = 30_000
+BAD_FORMULA = "[data-mjx-error], [data-mml-node=merror], mjx-container [fill=red]"
 
 PAGES = [
     path.relative_to(HTML).as_posix()
@@ -51,9 +52,11 @@ SETTLED = """async () => {
   const views = [...document.querySelectorAll(`script[type="${type}"]`)];
   await until(() => views.every((view) => view.parentElement.querySelector(".jupyter-widgets")));
   const figures = [...document.querySelectorAll("dit-figure")];
-  await until(() => figures.every((figure) => figure.dataset.ready === "1"));
+  await until(() => figures.every((figure) => figure.dataset.ready || figure.dataset.failed));
   await document.fonts.ready;
 }"""
+
+NEXT_FRAME = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 @contextmanager
@@ -65,8 +68,10 @@ def opened(browser: Browser, url: str, viewport: dict[str, int], theme: str) -> 
     visit = Visit(page, url)
     page.goto(url)
     visit.settle()
-    yield visit
-    context.close()
+    try:
+        yield visit
+    finally:
+        context.close()
     assert not visit.faults, "\n".join(visit.faults)
 
 
@@ -105,6 +110,8 @@ class Visit:
     def settle(self) -> None:
         """Wait until the page stands; stop its transitions, in which colours are neither."""
         self.page.wait_for_function(f"({SETTLED})().then(() => true)")
+        if self.page.locator("dit-figure[data-failed]").count():
+            self.faults.append("a figure fell back to its still picture")
         self.page.add_style_tag(content="*, ::before, ::after { transition: none !important; }")
 
     def weight(self) -> int:
@@ -144,7 +151,7 @@ def test_page_on_a_desktop(
     with opened(browser, address(site, page), DESKTOP, "light") as visit:
         record_property(f"weight {page}", visit.weight())
         assert visit.weight() <= MAX_BYTES
-        assert visit.page.locator("mjx-merror, [data-mjx-error]").count() == 0
+        assert visit.page.locator(BAD_FORMULA).count() == 0
         check_names(visit, ("light", "dark"))
         check_figures(visit.page, chapter=page in CHAPTERS)
 
@@ -176,15 +183,22 @@ def check_figures(page: Page, *, chapter: bool) -> None:
         first = page.locator(".bd-article").locator("dit-figure, figure, img, canvas").first
         assert first.evaluate("e => e.matches('dit-figure') || !!e.querySelector('dit-figure')")
     for figure in page.locator("dit-figure").all():
-        sliders = figure.locator("input[type=range]").all()
-        assert sliders, "a figure without a slider"
-        for slider in sliders:
-            before = figure.inner_text()
-            slider.focus()
-            page.keyboard.press("ArrowRight")
-            if figure.inner_text() == before:  # it stood at its end
-                page.keyboard.press("ArrowLeft")
-            assert figure.inner_text() != before, "a slider that changes nothing"
+        controls = figure.locator("input[type=range], input[type=radio]:not(:checked)").all()
+        assert controls, "a figure with nothing to move"
+        for control in controls:
+            before = figure.inner_text(), figure.inner_html()
+            if control.get_attribute("type") == "radio":
+                control.check(force=True)  # its label lies over it
+                page.evaluate(NEXT_FRAME)
+                assert figure.inner_html() != before[1], "a choice that changes nothing"
+            else:
+                control.press("ArrowLeft" if at_end(control) else "ArrowRight")
+                page.evaluate(NEXT_FRAME)
+                assert figure.inner_text() != before[0], "a slider that changes no text"
+
+
+def at_end(slider: Locator) -> bool:
+    return slider.evaluate("slider => slider.value === slider.max")
 
 
 def test_front_door_leads_to_the_book(browser: Browser, site: str) -> None:

@@ -185,9 +185,9 @@ RECIPES: dict[str, Recipe] = {
                 learn_sigma=False,
                 embed_std=0.2,
             ),
-            steps=1500,
+            steps=2000,
             batch_size=128,
-            lr=4e-3,
+            lr=6e-3,
             warmup=100,
         ),
     )

@@ -39,13 +39,16 @@ def quick(monkeypatch):
 
 
 def test_training_repeats_itself_and_round_trips(tmp_path, quick):
-    cards = []
+    cards, threads = [], torch.get_num_threads()
     for part in ("a", "b"):
         (tmp_path / part).mkdir()
         torch.rand(len(cards) + 1)  # the state of the global generator does not matter …
         state = torch.get_rng_state()
+        torch.set_num_threads(len(cards) + 1)  # … nor the number of threads,
         cards.append(features.train_features(folder=tmp_path / part))
-        assert torch.equal(state, torch.get_rng_state())  # … and is not touched
+        assert torch.equal(state, torch.get_rng_state())  # and neither is changed
+        assert torch.get_num_threads() == len(cards)
+    torch.set_num_threads(threads)
     assert cards[0]["sha256"] == cards[1]["sha256"]
     assert cards[0]["steps"] == 20 and cards[0]["metrics"]["accuracy"] > 0.2
     net = features.load_features(folder=tmp_path / "a")

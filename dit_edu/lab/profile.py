@@ -1,0 +1,169 @@
+"""What a forward pass costs: parameters, multiply-adds executed, seconds and memory.
+
+One multiply-add (MAC) is two floating-point operations; the DiT paper prints MACs and calls them
+FLOPs. Counted are matrix products, convolutions and attention, as papers count; what works element
+by element (activations, norms, softmax, modulation) is not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one forward pass in evaluation mode, without gradients.
+
+    Attributes:
+        params: Number of parameters, frozen ones included.
+        macs: Multiply-adds executed, for the whole batch.
+        seconds: Median time, or None where it was not measured.
+        peak_memory: The most bytes that tensors made during the pass held at one time (inputs and
+            weights not included), or None where it was not measured. On CUDA it is the allocator's
+            peak; elsewhere the tensors' storage is added up, without what kernels use inside.
+    """
+
+    params: int
+    macs: int
+    seconds: float | None = None
+    peak_memory: int | None = None
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two for each MAC."""
+        return 2 * self.macs
+
+
+def count(model: nn.Module, *inputs: Any, repeats: int = 5) -> Cost:
+    """Measure ``model(*inputs)``.
+
+    A routed model is counted as it runs in evaluation mode: only what is executed.
+
+    Args:
+        model: Any module; it is put into evaluation mode and back.
+        inputs: Its positional arguments, on its device. Where they are on the ``meta`` device,
+            nothing is computed and there is neither time nor memory to measure.
+        repeats: How many runs the median time is taken of, after two to warm up; 0 leaves out time
+            and memory.
+
+    Returns:
+        The cost of the whole batch.
+
+    Raises:
+        ValueError: ``repeats`` is negative.
+    """
+    if repeats < 0:
+        raise ValueError(f"repeats={repeats} must be at least 0.")
+    tensors = [x for x in tree_leaves([*model.parameters(), *inputs]) if torch.is_tensor(x)]
+    device = tensors[-1].device if tensors else torch.device("cpu")
+    with torch.no_grad(), _evaluating(model):
+        macs = _macs(model, inputs)
+        if not repeats or device.type == "meta":
+            seconds = memory = None
+        else:
+            seconds = _median_seconds(model, inputs, device, repeats)
+            memory = _peak_memory(model, inputs, device)
+    params = sum(p.numel() for p in model.parameters())
+    return Cost(params, macs, seconds, memory)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and attention through functions that the counter knows."""
+    modes = {module: module.training for module in model.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()  # nn.MultiheadAttention as a single operation
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Scaled dot-product attention on shapes (B, h, N, d), (B, h, M, d), (B, h, M, e)."""
+    b, h, n, d = query
+    m, e = value[-2:]
+    return 2 * b * h * n * m * (d + e)  # q k^T costs N M d MACs a head, the weighted sum N M e
+
+
+def _macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    # The counter knows CUDA's fused attention but not the CPU's.
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        model(*inputs)
+    return counter.get_total_flops() // 2
+
+
+def _median_seconds(
+    model: nn.Module, inputs: tuple[Any, ...], device: torch.device, repeats: int
+) -> float:
+    times = []
+    for _ in range(WARM_UP + repeats):
+        _synchronize(device)
+        start = time.perf_counter()
+        model(*inputs)
+        _synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _peak_memory(model: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        model(*inputs)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _LiveStorage() as live:
+        model(*inputs)
+    return live.peak
+
+
+class _LiveStorage(TorchDispatchMode):
+    """Adds up the storage of tensors made while it is active, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known = WeakIdKeyDictionary()  # storages; views share theirs and count once
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for storage in _storages((args, kwargs)):
+            self.known.setdefault(storage, None)  # was there before
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage not in self.known:
+                self.known[storage] = None
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        return out
+
+    def _freed(self, nbytes: int) -> None:
+        self.bytes -= nbytes
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if torch.is_tensor(leaf)]

@@ -20,6 +20,7 @@
   };
   const el = (tag, attributes = {}, ...children) => build(document.createElement(tag), attributes, children);
   const svg = (tag, attributes = {}, ...children) => build(document.createElementNS(SVG, tag), attributes, children);
+  const label = (x, y, anchor, text, name = null) => svg("text", { x, y, "text-anchor": anchor, class: name }, text);
   const clamp = (v, lo, hi) => Math.min(hi, Math.max(lo, v));
   const pick = (nested, index) => index.reduce((a, i) => a[i], nested);
   const range = (n) => Array.from({ length: n }, (_, i) => i);
@@ -173,12 +174,12 @@
       const root = svg("svg", { width: W, height: H, viewBox: `0 0 ${W} ${H}`, "aria-hidden": "true" });
       for (const v of ticks(lo, hi, 4, log)) {
         root.append(svg("path", { class: "dit-rule", d: `M${left},${toY(v)}H${W - right}` }),
-          svg("text", { x: left - 7, y: toY(v) + 4, "text-anchor": "end" }, tickText(v, log)));
+          label(left - 7, toY(v) + 4, "end", tickText(v, log)));
       }
       for (const v of ticks(x[0], x[x.length - 1], W < 300 ? 4 : 5)) {
-        root.append(svg("text", { x: toX(v), y: H - bottom + 17, "text-anchor": "middle" }, num(v)));
+        root.append(label(toX(v), H - bottom + 17, "middle", num(v)));
       }
-      root.append(svg("text", { x: (left + W - right) / 2, y: H - 6, "text-anchor": "middle", class: "dit-name" }, panel.x_label));
+      root.append(label((left + W - right) / 2, H - 6, "middle", panel.x_label, "dit-name"));
       const now = figure.index(panel), k = cursor();
       panel.lines.forEach((line, i) => {
         const g = svg("g", { class: `dit-line-${i}` });
@@ -217,10 +218,12 @@
     box.append(map, scale);
     const colour = (v) => {
       if (v === null) return "transparent";
-      const u = clamp((v - lo) / (hi - lo), 0, 1);
-      if (!diverging) return `color-mix(in oklab, var(--dit-high) ${(100 * u).toFixed(1)}%, var(--dit-low))`;
-      return `color-mix(in oklab, var(--dit-${u < 0.5 ? "negative" : "high"}) ${(100 * Math.abs(2 * u - 1)).toFixed(1)}%, var(--dit-low))`;
+      const u = clamp((v - lo) / (hi - lo), 0, 1), share = diverging ? Math.abs(2 * u - 1) : u;
+      const hue = diverging && u < 0.5 ? "negative" : "high";
+      return `color-mix(in oklab, var(--dit-${hue}) ${(100 * share).toFixed(1)}%, var(--dit-low))`;
     };
+    const name = (r, c) => `${rows.label} ${rows.labels[r]}, ${columns.label} ${columns.labels[c]}`;
+    const now = () => pick(panel.values, figure.index(panel));
     const chosen = () => [rows.axis ? figure.state[rows.axis] : -1, columns.axis ? figure.state[columns.axis] : -1];
     const choose = (r, c) => {
       if (rows.axis) figure.set(rows.axis, r);
@@ -229,7 +232,7 @@
     let cell = [1, 1], left = 0, top = 0;
     if (rows.axis || columns.axis) {
       map.tabIndex = 0;
-      map.addEventListener("pointerdown", (event) => {
+      map.addEventListener("click", (event) => {
         const at = map.getBoundingClientRect();
         choose(clamp(Math.floor((event.clientY - at.top - top) / cell[1]), 0, R - 1),
           clamp(Math.floor((event.clientX - at.left - left) / cell[0]), 0, C - 1));
@@ -242,22 +245,20 @@
       });
     }
     const draw = () => {
-      const values = pick(panel.values, figure.index(panel)), [r0, c0] = chosen();
-      left = 24 + 7 * Math.max(...rows.labels.map((l) => l.length));
+      const [r0, c0] = chosen(), longest = (labels) => 7 * Math.max(...labels.map((l) => l.length));
+      left = 24 + longest(rows.labels);
       top = 4;
       const W = map.clientWidth, width = clamp((W - left - 4) / C, 2, 46);
       cell = [width, clamp(R <= 2 * C ? width : 320 / R, 12, 46)];
       const H = top + R * cell[1] + 40, everyRow = Math.ceil(15 / cell[1]);
-      const everyColumn = Math.ceil((8 + 7 * Math.max(...columns.labels.map((l) => l.length))) / cell[0]);
+      const everyColumn = Math.ceil((8 + longest(columns.labels)) / cell[0]);
       const root = svg("svg", { width: W, height: H, viewBox: `0 0 ${W} ${H}`, "aria-hidden": "true" });
-      values.forEach((line, r) => line.forEach((v, c) => root.append(svg("rect", {
+      now().forEach((line, r) => line.forEach((v, c) => root.append(svg("rect", {
         x: left + c * cell[0] + 0.5, y: top + r * cell[1] + 0.5, width: cell[0] - 1, height: cell[1] - 1,
-        style: `fill:${colour(v)}` }, svg("title", {}, `${rows.label} ${rows.labels[r]}, ${columns.label} ${columns.labels[c]}: ${num(v)}`)))));
-      rows.labels.forEach((l, r) => { if (r % everyRow === 0) {
-        root.append(svg("text", { x: left - 6, y: top + (r + 0.5) * cell[1] + 4, "text-anchor": "end" }, l)); } });
-      columns.labels.forEach((l, c) => { if (c % everyColumn === 0) {
-        root.append(svg("text", { x: left + (c + 0.5) * cell[0], y: H - 23, "text-anchor": "middle" }, l)); } });
-      root.append(svg("text", { x: left + C * cell[0] / 2, y: H - 5, "text-anchor": "middle", class: "dit-name" }, columns.label),
+        style: `fill:${colour(v)}` }, svg("title", {}, `${name(r, c)}: ${num(v)}`)))));
+      rows.labels.forEach((l, r) => r % everyRow || root.append(label(left - 6, top + (r + 0.5) * cell[1] + 4, "end", l)));
+      columns.labels.forEach((l, c) => c % everyColumn || root.append(label(left + (c + 0.5) * cell[0], H - 23, "middle", l)));
+      root.append(label(left + C * cell[0] / 2, H - 5, "middle", columns.label, "dit-name"),
         svg("text", { transform: `translate(12 ${top + R * cell[1] / 2}) rotate(-90)`, "text-anchor": "middle", class: "dit-name" }, rows.label));
       const frame = { x: left + Math.max(c0, 0) * cell[0], y: top + Math.max(r0, 0) * cell[1],
         width: c0 < 0 ? C * cell[0] : cell[0], height: r0 < 0 ? R * cell[1] : cell[1] };
@@ -267,9 +268,8 @@
     return {
       draw,
       data: () => [[`${rows.label} \\ ${columns.label}`, ...columns.labels],
-        pick(panel.values, figure.index(panel)).map((line, r) => [rows.labels[r], ...line])],
-      say: () => chosen().includes(-1) ? ""
-        : `${rows.label} ${rows.labels[chosen()[0]]}, ${columns.label} ${columns.labels[chosen()[1]]}: ${num(pick(panel.values, [...figure.index(panel), ...chosen()]))}`,
+        now().map((line, r) => [rows.labels[r], ...line])],
+      say: () => chosen().includes(-1) ? "" : `${name(...chosen())}: ${num(pick(now(), chosen()))}`,
     };
   }
 
@@ -373,9 +373,8 @@
     slider(axis) {
       const id = `dit-figure-${++count}`, text = el("output", { for: id, class: "dit-value" });
       const input = el("input", { id, type: "range", min: 0, max: axis.labels.length - 1, step: 1, value: axis.start });
-      const widest = Math.max(...axis.labels.map((l) => l.length));
-      text.style.minWidth = `${widest}ch`;
-      input.addEventListener("input", () => { this.stop(); this.set(axis.name, input.valueAsNumber); });
+      text.style.minWidth = `${Math.max(...axis.labels.map((l) => l.length))}ch`;
+      input.addEventListener("input", () => this.set(axis.name, input.valueAsNumber));
       input.addEventListener("keydown", (event) => {
         if (event.key === " " && this.play) { event.preventDefault(); this.play.click(); }
       });
@@ -412,11 +411,11 @@
 
     start() {
       const name = this.figure.play, last = this.axis(name).labels.length - 1;
-      if (this.state[name] === last) this.set(name, 0);
+      if (this.state[name] === last) this.move(name, 0);
       this.play.setAttribute("aria-pressed", "true");
       this.status.setAttribute("aria-live", "off");
       this.timer = setInterval(() => {
-        this.set(name, this.state[name] + 1);
+        this.move(name, this.state[name] + 1);
         if (this.state[name] === last) this.stop();
       }, Math.max(reduced() ? 500 : 60, 5000 / (last + 1)));
     }
@@ -430,9 +429,15 @@
       this.request();
     }
 
-    disconnectedCallback() { if (this.play) this.stop(); }
+    disconnectedCallback() { this.stop(); }
 
+    /** The reader moves something: whatever plays, stops. */
     set(name, i) {
+      this.stop();
+      this.move(name, i);
+    }
+
+    move(name, i) {
       this.state[name] = clamp(i, 0, this.axis(name).labels.length - 1);
       this.showControls();
       this.request();

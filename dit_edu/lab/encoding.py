@@ -54,13 +54,12 @@ def sprite_sheet(images: ArrayLike, levels: int = 256) -> dict[str, Any]:
     sheet[:n] = tiles
     sheet = sheet.reshape(rows, per_row, h, w, c).swapaxes(1, 2)  # (rows, H, per_row, W, C)
     sheet = sheet.reshape(rows * h, per_row * w, c)
-    uri = data_uri(Image.fromarray(sheet[..., 0] if c == 1 else sheet), "PNG")
+    uri = png_uri(Image.fromarray(sheet[..., 0] if c == 1 else sheet))
     return {"sprite": uri, "tile": [h, w], "per_row": per_row}
 
 
-def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    """A picture as a ``data:`` URI; ``kind`` is Pillow's name of the format."""
+def png_uri(picture: Image.Image) -> str:
+    """A picture as a ``data:`` URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, optimize=True, **options)
-    content = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/{kind.lower()};base64,{content}"
+    picture.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

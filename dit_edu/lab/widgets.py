@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dit_edu._checks import check_choice, check_positive_int
-from dit_edu.lab.encoding import data_uri
+from dit_edu.lab.encoding import png_uri
 from dit_edu.lab.files import atomic_write
 from dit_edu.lab.panels import Axis, Panel
 from dit_edu.lab.stills import draw_still
@@ -130,7 +130,7 @@ class Figure:
         return paths
 
     def widget(
-        self, fixed: Mapping[str, int] | None = None, max_frames: int = 60
+        self, fixed: Mapping[str, int] | None = None, max_frames: int = 40
     ) -> ipywidgets.Widget:
         """A control for a notebook: one slider per axis over precomputed pictures.
 
@@ -140,7 +140,8 @@ class Figure:
 
         Args:
             fixed: positions, by axis name, of axes that get no slider.
-            max_frames: the most pictures; each adds about 10 KB to the notebook.
+            max_frames: the most pictures; each takes a quarter of a second and adds about 12 KB
+                to the notebook.
 
         Raises:
             ValueError: an unknown axis or position, or more choices than frames.
@@ -158,10 +159,9 @@ class Figure:
 
         def frame(chosen: Sequence[int]) -> ipywidgets.Widget:
             position = self.start | fixed | dict(zip((a.name for a in free), chosen, strict=True))
-            uri = data_uri(draw_still(self, position), "WEBP", quality=60, method=6)
-            return ipywidgets.HTML(
-                f'<img src="{uri}" alt="{escape(self.alt)}" style="max-width:100%">'
-            )
+            still = draw_still(self, position, dpi=80).quantize(64, Image.Quantize.MAXCOVERAGE)
+            image = f'<img src="{png_uri(still)}" alt="{escape(self.alt)}" style="max-width:100%">'
+            return ipywidgets.HTML(image)
 
         def stack(chosen: tuple[int, ...]) -> ipywidgets.Widget:
             depth = len(chosen)
@@ -181,7 +181,8 @@ class Figure:
                 ipywidgets.jslink((play, "value"), (slider, "index"))
                 controls.append(play)
             controls.append(slider)
-        return ipywidgets.VBox([ipywidgets.HBox(controls), pictures])
+        row = ipywidgets.HBox(controls, layout=ipywidgets.Layout(flex_flow="row wrap"))
+        return ipywidgets.VBox([row, pictures])
 
 
 def _thin(axes: Sequence[Axis], most: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from myst_nb.core.render import MimeData, NbElementRenderer
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 BOOK = Path(__file__).resolve().parents[1]
 
@@ -44,6 +45,15 @@ def keep_alt_text(render_image):
     return render
 
 
+def chapters_of_changed_labs(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Build a chapter again when its lab has changed: it shows the lab's numbers."""
+    labs = (name for name in added | changed if name.startswith("notebooks/"))
+    chapters = (name.replace("notebooks/", "book/", 1) for name in labs)
+    return [name for name in chapters if name in env.found_docs]
+
+
 class IdeaTable(Directive):
     """``{idea-table}``: book/ideas.yml as a table of links to chapter, lab and code."""
 
@@ -70,4 +80,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     NbElementRenderer.render_image = keep_alt_text(NbElementRenderer.render_image)
     app.add_directive("idea-table", IdeaTable)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("env-get-outdated", chapters_of_changed_labs)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

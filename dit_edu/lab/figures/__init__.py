@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dit_edu.lab import zoo
+from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
@@ -15,9 +16,11 @@ __all__ = [
     "FIGURES",
     "forward_process",
     "loss_by_noise_bin",
+    "noise_floors",
     "patchify_tokens",
     "position_similarity",
     "reverse_trajectory",
+    "step_back",
 ]
 
 
@@ -33,6 +36,8 @@ def _digits_trajectory() -> Figure:
 #: Without arguments; the last two need the model that they show to be in the zoo.
 FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
+    "step-back": step_back,
+    "noise-floors": noise_floors,
     "patchify-tokens": patchify_tokens,
     "position-similarity": position_similarity,
     "loss-by-noise-bin": _digits_losses,

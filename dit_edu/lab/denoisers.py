@@ -1,0 +1,117 @@
+"""Denoisers that need no training: each is perfect for the data it believes in.
+
+The best guess of the clean image is the mean E[x_0 | x_t]. For Gaussian data, and for a finite set
+of images, it has a closed form. Such denoisers are the scale on which a loss can be read: a network
+that does not beat :func:`gaussian` has learnt no more than means and covariances, and one that
+comes near :class:`Memoriser` on its training images alone has learnt them by heart.
+
+All are denoisers as the book understands it, ``model(x, t, y)``, so losses and samplers take them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dit_edu.diffusion import GaussianDiffusion
+
+
+class BestGuess(nn.Module):
+    """A denoiser that says E[x_0 | x_t], in the terms that ``diffusion`` expects (ε, x_0 or v).
+
+    Args:
+        diffusion: the process.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion) -> None:
+        super().__init__()
+        self.speak = GaussianDiffusion(diffusion.betas, "x0")
+        self.prediction = diffusion.prediction
+
+    def best_x0(self, x: Tensor, alpha_bar: Tensor, y: Tensor) -> Tensor:
+        """E[x_0 | x_t] for flat images ``x`` (B, d) float64 at ``alpha_bar`` (B, 1): (B, d)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        exact = x.double()
+        flat = exact.flatten(1)  # (B, d)
+        x0 = self.best_x0(flat, self.speak.alpha_bar(t, flat), y).view_as(exact)  # (B, C, H, W)
+        say = {"x0": self.speak.to_x0, "eps": self.speak.to_eps, "v": self.speak.to_v}
+        return say[self.prediction](x0, exact, t).to(x.dtype)
+
+
+class GaussianDenoiser(BestGuess):
+    """Perfect for N(mean, U diag(variances) Uᵀ), and the best *linear* denoiser for any such data.
+
+    Args:
+        diffusion: the process.
+        mean, variances: (d,) float64.
+        basis: U, orthogonal, (d, d).
+    """
+
+    def __init__(
+        self, diffusion: GaussianDiffusion, mean: Tensor, variances: Tensor, basis: Tensor
+    ) -> None:
+        super().__init__(diffusion)
+        self.mean, self.variances, self.basis = mean, variances, basis
+
+    def best_x0(self, x: Tensor, alpha_bar: Tensor, y: Tensor) -> Tensor:
+        signal = alpha_bar.sqrt()  # (B, 1)
+        along = (x - signal * self.mean) @ self.basis  # (B, d), one number per direction
+        # In each direction of variance λ: Cov(x_0, x_t) / Var(x_t) = sqrt(ᾱ) λ / (ᾱ λ + 1 - ᾱ).
+        gain = signal * self.variances / (alpha_bar * self.variances + 1 - alpha_bar)  # (B, d)
+        return self.mean + (gain * along) @ self.basis.T  # (B, d)
+
+
+def pixels_alike(diffusion: GaussianDiffusion, images: Tensor) -> GaussianDenoiser:
+    """It knows two numbers: the mean and the variance of all pixels of ``images`` (n, …)."""
+    flat = images.flatten(1).double()  # (n, d)
+    one = torch.ones(flat.shape[1], dtype=torch.float64)  # (d,)
+    return GaussianDenoiser(diffusion, flat.mean() * one, flat.var() * one, one.diag())
+
+
+def gaussian(diffusion: GaussianDiffusion, images: Tensor) -> GaussianDenoiser:
+    """It knows the mean image and the covariance of ``images`` (n, …)."""
+    flat = images.flatten(1).double()  # (n, d)
+    variances, basis = torch.linalg.eigh(torch.cov(flat.T))  # (d,), (d, d)
+    return GaussianDenoiser(diffusion, flat.mean(0), variances.clamp(min=0), basis)
+
+
+class PerClass(BestGuess):
+    """One :func:`gaussian` for each class: it knows the label too.
+
+    Args:
+        diffusion: the process.
+        images, labels: (n, …) and (n,), with labels 0 … K-1, several images of each.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, images: Tensor, labels: Tensor) -> None:
+        super().__init__(diffusion)
+        self.num_classes = int(labels.max()) + 1
+        self.of_class = [gaussian(diffusion, images[labels == k]) for k in range(self.num_classes)]
+
+    def best_x0(self, x: Tensor, alpha_bar: Tensor, y: Tensor) -> Tensor:
+        x0 = torch.empty_like(x)  # (B, d)
+        for k, denoiser in enumerate(self.of_class):
+            x0[y == k] = denoiser.best_x0(x[y == k], alpha_bar[y == k], y[y == k])
+        return x0
+
+
+class Memoriser(BestGuess):
+    """Perfect if there were no images but ``images`` (n, …): their mean, weighted by likelihood.
+
+    Args:
+        diffusion: the process.
+        images: (n, …).
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, images: Tensor) -> None:
+        super().__init__(diffusion)
+        self.images = images.flatten(1).double()  # (n, d)
+
+    def best_x0(self, x: Tensor, alpha_bar: Tensor, y: Tensor) -> Tensor:
+        # |x_t - sqrt(ᾱ) x_i|² for every known image x_i, by multiplying out the square.
+        known = self.images.square().sum(1)  # (n,)
+        square = x.square().sum(1, keepdim=True) + alpha_bar * known  # (B, n)
+        square = square - 2 * alpha_bar.sqrt() * (x @ self.images.T)  # (B, n)
+        return (-square / (2 * (1 - alpha_bar))).softmax(1) @ self.images  # (B, d)

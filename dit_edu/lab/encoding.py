@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from PIL import Image
 
 def plain(values: ArrayLike, digits: int = 4) -> Any:
     """Nested lists of numbers of ``digits`` significant digits; NaN and infinity become None."""
-    if isinstance(values, (list, tuple, np.ndarray)):
-        return [plain(v, digits) for v in values]
     if isinstance(values, str):
         return values
+    if isinstance(values, (Sequence, np.ndarray)):
+        return [plain(v, digits) for v in values]
     value = float(values)
     if not math.isfinite(value):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from dit_edu.lab.charts import Bars, Curves, Heatmap, Table
@@ -132,14 +134,16 @@ def _(panel: Curves, ax: Axes, index: tuple[int, ...], position: Any, axes: Any)
             ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         if panel.cursor is not None:
             k = panel.at(axes)[position[panel.cursor]]
-            ax.plot(x[k], np.asarray(line.y)[index][k], "o", color=colour)
+            ax.plot(x[k], np.asarray(line.y)[index][k], "o", color=colour, clip_on=False)
     if panel.cursor is not None:
         ax.axvline(axes[panel.cursor].values[position[panel.cursor]], color="#59636e", linewidth=1)
     ax.set(xlabel=panel.x_label, yscale="log" if panel.log else "linear", xlim=(x[0], x[-1]))
     low, high = panel.range()
     margin = 0 if panel.log else 0.03 * (high - low)
     ax.set_ylim(low - margin, high + margin)
-    ax.legend(frameon=False, fontsize=9)
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+    ax.legend(frameon=False, fontsize=9, ncols=min(3, len(panel.lines)), **above)
+    ax.set_title(panel.title, pad=18 * math.ceil(len(panel.lines) / 3))
 
 
 @_draw.register
@@ -157,8 +161,12 @@ def _(panel: Heatmap, ax: Axes, index: tuple[int, ...], position: Any, axes: Any
         every = max(1, len(side["labels"]) // 8)
         axis.set_ticks(range(0, len(side["labels"]), every), side["labels"][::every])
     r, c = (None if s["axis"] is None else position[s["axis"]] for s in sides)
-    if r is not None and c is not None:
-        ax.plot(c, r, "s", markersize=12, markerfacecolor="none", markeredgecolor="black")
+    if r is not None or c is not None:
+        height, width = (
+            1 if i is not None else n for i, n in zip((r, c), values.shape, strict=True)
+        )
+        corner = (c or 0) - 0.5, (r or 0) - 0.5
+        ax.add_patch(Rectangle(corner, width, height, fill=False, linewidth=2, clip_on=False))
 
 
 @_draw.register

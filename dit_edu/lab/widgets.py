@@ -179,7 +179,7 @@ class Figure:
                 last = len(slider.options) - 1
                 play = ipywidgets.Play(value=slider.index, max=last, interval=150)
                 ipywidgets.jslink((play, "value"), (slider, "index"))
-                controls.append(play)
+                controls.insert(0, play)
             controls.append(slider)
         row = ipywidgets.HBox(controls, layout=ipywidgets.Layout(flex_flow="row wrap"))
         return ipywidgets.VBox([row, pictures])

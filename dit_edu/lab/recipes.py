@@ -172,12 +172,12 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="digits-dit",
-            about="DiT with 0.3 M parameters on scikit-learn's 8x8 digits, v-prediction, cosine",
+            about="DiT with 0.2 M parameters on scikit-learn's 8x8 digits, v-prediction, cosine",
             model=dict(
                 input_size=8,
                 patch_size=2,
                 in_channels=1,
-                hidden_size=64,
+                hidden_size=48,
                 depth=4,
                 num_heads=4,
                 num_classes=10,
@@ -185,9 +185,9 @@ RECIPES: dict[str, Recipe] = {
                 learn_sigma=False,
                 embed_std=0.2,
             ),
-            steps=2000,
+            steps=1500,
             batch_size=128,
-            lr=6e-3,
+            lr=8e-3,
             warmup=100,
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 IDEAS: list[dict[str, Any]] = yaml.safe_load((ROOT / "book" / "ideas.yml").read_text("utf8"))
 TO_COME = "to come"
 PLACES = {"idea", "title", "chapter", "lab", "modules", "tests"}
-NO_IDEA = {"index", "api", "references", "own-data", "claims", "bugs"}  # pages that teach no idea of their own
+# Pages that teach no idea of their own.
+NO_IDEA = {"index", "api", "references", "own-data", "claims", "bugs"}
 
 
 def module_file(module: str) -> Path:
@@ -72,6 +74,18 @@ def test_every_page_belongs_to_an_idea() -> None:
     labs = {row["idea"] for row in IDEAS if row["lab"] not in (TO_COME, None)}
     assert pages("book", ".md") - NO_IDEA == chapters
     assert pages("notebooks", ".ipynb") == labs
+
+
+def test_api_page_documents_every_public_module() -> None:
+    documented = re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api.md").read_text("utf8"))
+    folders = [ROOT / "dit_edu", *(ROOT / "dit_edu").glob("*/")]
+    names = {
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for folder in folders
+        for path in folder.iterdir()
+        if path.name[0] != "_" and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    }
+    assert sorted(documented) == sorted(names - {"dit_edu.lab"})
 
 
 def test_toc_lists_every_page_once_and_nothing_else() -> None:

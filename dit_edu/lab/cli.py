@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; ``arguments`` are those of the process unless given.
 
     Returns:
-        The exit code: 0; 1 where ``evaluate`` found other figures than the card's; 2 for an error,
+        The exit code, 0; 1 where ``evaluate`` found other figures than the card's; 2 for an error,
         of which one line was printed; 130 after Ctrl-C.
     """
     try:

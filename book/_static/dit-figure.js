@@ -130,7 +130,7 @@
           { x: (i % columns + 0.5) * W / columns, y: (Math.floor(i / columns) + 0.5) * H / rows }, String(i)));
         lines.replaceChildren(svg("path", { d: path, class: "under" }), svg("path", { d: path, class: "over" }), ...numbers);
       },
-      data: () => [["token grid", "rows", "columns", "tokens"], [["", ...grid(), grid()[0] * grid()[1]]]],
+      data: () => [["token grid", "rows", "columns", "tokens"], [["now", ...grid(), grid()[0] * grid()[1]]]],
       say: () => `${grid()[0] * grid()[1]} tokens`,
     };
   }
@@ -285,7 +285,7 @@
         fills[i].style.width = `${100 * clamp(v / panel.max, 0, 1)}%`;
         texts[i].textContent = `${num(v)} ${panel.unit}`.trim();
       }),
-      data: () => [["", panel.unit || "value"], panel.labels.map((label, i) => [label, now()[i]])],
+      data: () => [[panel.title, panel.unit || "value"], panel.labels.map((label, i) => [label, now()[i]])],
       say: () => panel.labels.map((label, i) => `${label} ${num(now()[i])} ${panel.unit}`.trim()).join(", "),
     };
   }
@@ -293,11 +293,14 @@
   // --------------------------------------------------------------------------- table: rows that follow the sliders
   function table(figure, panel, box) {
     const rows = () => pick(panel.rows, figure.index(panel));
-    const wrap = el("div", { class: "dit-scroll", tabindex: "0", role: "group", "aria-label": panel.alt });
+    const wrap = el("div", { class: "dit-scroll", role: "group", "aria-label": panel.alt });
     box.append(wrap);
     const current = () => (panel.cursor ? figure.state[panel.cursor] : -1);
     return {
-      draw: () => wrap.replaceChildren(makeTable("", panel.columns, rows(), current())),
+      draw: () => {
+        wrap.replaceChildren(makeTable("", panel.columns, rows(), current()));
+        wrap.tabIndex = wrap.scrollWidth > wrap.clientWidth ? 0 : -1;   // the keyboard must reach what scrolls
+      },
       data: () => [panel.columns, rows()],
       say: () => current() < 0 ? "" : panel.columns.map((c, i) => `${c} ${num(rows()[current()][i])}`).join(", "),
     };
@@ -332,6 +335,7 @@
         this.figure = await load(this.dataset.src);
         await this.build();
         this.dataset.ready = "1";
+        performance.mark("dit-figure ready");
       } catch (error) {                          // the still picture inside stays
         this.dataset.failed = "1";
         this.append(el("p", { class: "dit-note" }, "The moving figure could not be loaded; this is its still picture."));
@@ -347,7 +351,7 @@
       const { title, axes, panels } = this.figure;
       this.state = Object.fromEntries(axes.map((a) => [a.name, a.start]));
       this.controls = Object.fromEntries(axes.map((a) => [a.name, a.choice ? this.choice(a) : this.slider(a)]));
-      this.status = el("p", { class: "dit-status", role: "status", "aria-live": "polite" });
+      this.status = el("output", { class: "dit-status", "aria-live": "polite" });
       const body = el("div", { class: "dit-panels" }), table = el("div", { class: "dit-scroll", tabindex: "0", role: "group", "aria-label": "Data of the figure" });
       this.drawn = panels.map((panel) => {
         const box = el("section", { class: `dit-panel dit-kind-${panel.kind}${panel.wide ? " dit-wide" : ""}`, "aria-label": panel.title },
@@ -371,7 +375,7 @@
 
     /** A slider: arrows, Home and End are the browser's own; Space plays. */
     slider(axis) {
-      const id = `dit-figure-${++count}`, text = el("output", { for: id, class: "dit-value" });
+      const id = `dit-figure-${++count}`, text = el("span", { class: "dit-value", "aria-hidden": "true" });
       const input = el("input", { id, type: "range", min: 0, max: axis.labels.length - 1, step: 1, value: axis.start });
       text.style.minWidth = `${Math.max(...axis.labels.map((l) => l.length))}ch`;
       input.addEventListener("input", () => this.set(axis.name, input.valueAsNumber));

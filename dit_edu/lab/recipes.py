@@ -185,7 +185,7 @@ RECIPES: dict[str, Recipe] = {
                 learn_sigma=False,
                 embed_std=0.2,
             ),
-            steps=2000,
+            steps=1500,
             batch_size=128,
             lr=8e-3,
             warmup=100,

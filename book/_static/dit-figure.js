@@ -85,22 +85,25 @@
     const [rows, columns] = panel.grid, sheet = sprites(panel);
     const tiles = range(rows * columns).map(sheet.canvas);
     const grid = el("div", { class: "dit-images", role: "img", "aria-label": panel.alt });
-    const labelled = Boolean(panel.row_labels);
-    grid.style.gridTemplateColumns = `${labelled ? "max-content " : ""}repeat(${columns}, minmax(0, ${panel.size}px))`;
-    if (panel.column_labels) {
-      if (labelled) grid.append(el("span"));
-      grid.append(...panel.column_labels.map((l) => el("span", { class: "dit-tick" }, l)));
-    }
     tiles.forEach((tile, i) => {
-      if (labelled && i % columns === 0) grid.append(el("span", { class: "dit-tick dit-row" }, panel.row_labels[i / columns]));
-      grid.append(tile);
+      if (panel.row_labels && i % columns === 0) grid.append(el("span", { class: "dit-tick dit-row" }, panel.row_labels[i / columns]));
+      const above = i < columns && panel.column_labels ? [el("span", { class: "dit-tick" }, panel.column_labels[i])] : [];
+      grid.append(el("div", {}, ...above, tile));
     });
     box.append(grid);
+    const layOut = () => {                       // a single row is broken where its pictures would get too small
+      const fit = rows > 1 ? columns : clamp(Math.floor(box.clientWidth / 72), 1, columns);
+      const across = Math.ceil(columns / Math.ceil(columns / fit));
+      grid.style.gridTemplateColumns = `${panel.row_labels ? "max-content " : ""}repeat(${across}, minmax(0, ${panel.size}px))`;
+    };
     const name = (i) => [panel.row_labels?.[Math.floor(i / columns)], panel.column_labels?.[i % columns]]
       .filter(Boolean).join(", ") || `picture ${i + 1}`;
     return {
       ready: sheet.ready,
-      draw: () => tiles.forEach((tile, i) => sheet.paint(tile, figure.frame(panel) * tiles.length + i)),
+      draw: () => {
+        layOut();
+        tiles.forEach((tile, i) => sheet.paint(tile, figure.frame(panel) * tiles.length + i));
+      },
       data: () => [["picture", "mean", "standard deviation"], tiles.map((tile, i) => {
         const { data } = tile.getContext("2d").getImageData(0, 0, tile.width, tile.height);
         const v = [...data].filter((_, j) => j % 4 !== 3).map((b) => b / 127.5 - 1);   // without alpha, in [-1, 1]
@@ -177,7 +180,7 @@
           label(left - 7, toY(v) + 4, "end", tickText(v, log)));
       }
       for (const v of ticks(x[0], x[x.length - 1], W < 300 ? 4 : 5)) {
-        root.append(label(toX(v), H - bottom + 17, "middle", num(v)));
+        root.append(label(toX(v), H - bottom + 17, toX(v) > W - 24 ? "end" : "middle", num(v)));
       }
       root.append(label((left + W - right) / 2, H - 6, "middle", panel.x_label, "dit-name"));
       const now = figure.index(panel), k = cursor();

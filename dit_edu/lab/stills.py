@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from dit_edu.lab.charts import Bars, Curves, Heatmap, Table
@@ -141,9 +142,14 @@ def _(panel: Curves, ax: Axes, index: tuple[int, ...], position: Any, axes: Any)
     low, high = panel.range()
     margin = 0 if panel.log else 0.03 * (high - low)
     ax.set_ylim(low - margin, high + margin)
-    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
-    ax.legend(frameon=False, fontsize=9, ncols=min(3, len(panel.lines)), **above)
-    ax.set_title(panel.title, pad=18 * math.ceil(len(panel.lines) / 3))
+    if panel.log and math.log10(panel.range()[1] / panel.range()[0]) < 3:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: short(value))
+        ax.yaxis.set_minor_locator(NullLocator())
+    columns = 4 if panel.wide else 2
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0, "frameon": False}
+    ax.legend(fontsize=9, ncols=columns, handlelength=1.7, columnspacing=1.2, **place)
+    ax.set_title(panel.title, pad=5 + 14 * math.ceil(len(panel.lines) / columns))
 
 
 @_draw.register

@@ -169,12 +169,12 @@ class GaussianDiffusion:
         Args:
             x0, x_t: clean and noisy images, (B, …).
             t: steps, (B,) integers in [0, T).
-            t_prev: t', the earlier steps, (B,), each less than ``t``; ``t - 1`` unless given, and -1
-                for the clean image. A sampler that skips steps asks for less than ``t - 1``.
+            t_prev: t', the earlier steps, (B,), each less than ``t``; ``t - 1`` unless given, and
+                -1 for the clean image. A sampler that skips steps asks for less than ``t - 1``.
 
         Returns:
-            mean (B, …), variance and log-variance (B, 1, …). The variance of the last step (t' = -1)
-            is 0; its logarithm is clipped at that of the step before.
+            mean (B, …), variance and log-variance (B, 1, …). The variance of the last step
+            (t' = -1) is 0; its logarithm is clipped at that of the step before.
 
         Source: Ho et al. 2020, equations 6 and 7, with ᾱ_t' for ᾱ_{t-1}.
         """

@@ -58,10 +58,10 @@ def test_hints_come_one_by_one(capsys):
 def test_unknown_name_and_raising_answers():
     with pytest.raises(ValueError, match="Did you mean"):
         check(next(iter(ALL)) + "s", 1)
-    assert "raised ZeroDivisionError" in judge(
-        next(e for e in ALL.values() if callable(e.solution) and inspect.signature(e.solution).parameters),
-        lambda *a, **k: 1 / 0,
-    )  # fmt: skip
+    asks_for_a_function = next(
+        e for e in ALL.values() if callable(e.solution) and inspect.signature(e.solution).parameters
+    )
+    assert "raised ZeroDivisionError" in judge(asks_for_a_function, lambda *a, **k: 1 / 0)
 
 
 def test_close_does_not_let_broadcasting_pass():

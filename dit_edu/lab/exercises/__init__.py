@@ -1,12 +1,12 @@
 """Exercises that check themselves: one module of exercises per chapter.
 
-In a notebook, ``check("diffusion-build", answer)`` says whether an answer is right and, where it is
+In a notebook, ``check("diffusion-floor", answer)`` says whether an answer is right and, where it is
 not, what is wrong and why. Each further wrong answer brings one hint more.
 
 An exercise is a name, three hints and a judge: a function that takes the reader's answer (a number,
 a tensor, a function the reader wrote) and returns ``None`` if it is right, or one sentence that
-says what is wrong. ``solution`` is the answer that the folded cell shows; ``wrong`` holds answers that a
-reader may well give. The tests hold every judge against them.
+says what is wrong. ``solution`` is the answer that the folded cell shows; ``wrong`` holds answers
+that a reader may well give. The tests hold every judge against them.
 """
 
 from __future__ import annotations

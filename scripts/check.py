@@ -45,7 +45,7 @@ def commands(section: str) -> list[list[str]]:
     if section == "book":
         build = [str(BIN / "jupyter-book"), "build", ".", "-W", "-n", "--keep-going", "-q"]
         return [build, [*PYTEST, "tests", "-m", "built and not browser"]]
-    return [[*PYTEST, "tests", "-n", "2", "-m", "browser"]]
+    return [[*PYTEST, "tests/browser", "-n", "2"]]
 
 
 SECTIONS = ("lint", "units", "notebooks", "book", "browser")

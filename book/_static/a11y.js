@@ -10,7 +10,7 @@
   const dropLabels = () =>
     document
       .querySelectorAll(
-        ".search-button-field[aria-label], .theme-switch-button[aria-label], summary[aria-label]",
+        ".search-button-field[aria-label], .theme-switch-button[aria-label], .cell summary[aria-label]",
       )
       .forEach((element) => element.removeAttribute("aria-label"));
 
@@ -22,9 +22,26 @@
         element.setAttribute("aria-label", "Book title");
       });
 
+  const nameToggles = () =>
+    name("summary:has(> .toctree-toggle)", (toggle) => {
+      const page = toggle.closest("li")?.querySelector("a");
+      return `Pages below ${page?.textContent.trim() ?? "this one"}`;
+    });
+
+  // The empty corner of a table heads nothing.
+  const emptyCorners = () =>
+    document.querySelectorAll("thead th").forEach((header) => {
+      if (header.textContent.trim() || header.querySelector("img")) return;
+      const corner = document.createElement("td");
+      corner.append(...header.childNodes);
+      header.replaceWith(corner);
+    });
+
   // The children of a list must be list items; "doc-biblioentry" is deprecated.
   const nameEntries = () =>
-    document.querySelectorAll("[role=doc-biblioentry]").forEach((entry) => entry.setAttribute("role", "listitem"));
+    document
+      .querySelectorAll("[role=doc-biblioentry]")
+      .forEach((entry) => entry.setAttribute("role", "listitem"));
 
   const nameWidgets = () => {
     name(".noUi-handle", (handle) => {
@@ -41,6 +58,8 @@
   const repair = () => {
     dropLabels();
     nameRegions();
+    nameToggles();
+    emptyCorners();
     nameEntries();
     nameWidgets();
   };

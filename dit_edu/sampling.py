@@ -184,10 +184,15 @@ def _reverse(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: no label is dropped, and the old mode comes back."""
-    was_training = model.training
+    """Evaluation mode for a while: no label is dropped, and every part's old mode comes back.
+
+    Part by part, because a fresh wrapper such as ``Guided`` is in training mode even around a model
+    that is not.
+    """
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for part, was_training in modes:
+            part.training = was_training

@@ -159,3 +159,13 @@ def test_bad_input_is_named(change, words):
         ddim_sample(
             Linear(), GaussianDiffusion.linear(1000), args.pop("shape"), torch.zeros(2), **args
         )
+
+
+def test_sampling_leaves_every_part_in_its_mode():
+    """A wrapper in training mode around a model in evaluation mode: both come back as they were."""
+    wrapper = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()).eval())
+    wrapper.forward = lambda x, t, y: torch.zeros_like(x)
+    d, before = GaussianDiffusion.linear(1000), [part.training for part in wrapper.modules()]
+    for sample in (ddim_sample, ddpm_sample):
+        sample(wrapper, d, (1, 1, 2, 2), torch.zeros(1, dtype=torch.long), steps=2)
+        assert [part.training for part in wrapper.modules()] == before

@@ -135,7 +135,9 @@ def _(panel: Curves, ax: Axes, index: tuple[int, ...], position: Any, axes: Any)
             ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         if panel.cursor is not None:
             k = panel.at(axes)[position[panel.cursor]]
-            ax.plot(x[k], np.asarray(line.y)[index][k], "o", color=colour, clip_on=False)
+            y, (low, high) = np.asarray(line.y)[index][k], panel.range()
+            if low <= y <= high:  # a dot far outside would leave the layout no room
+                ax.plot(x[k], y, "o", color=colour, clip_on=False)
     if panel.cursor is not None:
         ax.axvline(axes[panel.cursor].values[position[panel.cursor]], color="#59636e", linewidth=1)
     ax.set(xlabel=panel.x_label, yscale="log" if panel.log else "linear", xlim=(x[0], x[-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.lab.data import digits
 from dit_edu.lab.denoisers import Memoriser
 from dit_edu.lab.figures.denoising import LEVELS, by_level, came_from, noise_floors, step_back
+from dit_edu.lab.stills import draw_still
 
 
 def moments(density, line):
@@ -55,6 +57,16 @@ def test_by_level_meets_the_same_noise_each_time():
     assert by_level(model, diffusion, images[50:90], labels[50:90])[:3].min() > 10
 
 
-@pytest.mark.parametrize("figure", [step_back, noise_floors])
-def test_figures_fit_their_budget(figure):
-    assert len(figure().to_json()) > 1000
+@pytest.mark.filterwarnings("error")
+def test_stills_are_drawn_where_a_curve_leaves_the_range():
+    """At t = 12 the memoriser's held-out loss is far above the figure's range."""
+    figure = noise_floors()
+    assert np.max(figure.panels[1].lines[3].y) > 10 * figure.panels[1].limits[1]
+    draw_still(figure, {"half": 1, "t": 0})
+    assert len(figure.to_json()) > 1000
+
+
+def test_step_back_fits_its_budget():
+    figure = step_back()
+    draw_still(figure, figure.start)
+    assert len(figure.to_json()) > 1000

@@ -85,10 +85,10 @@ def ladder(diffusion: GaussianDiffusion) -> dict[str, BestGuess]:
     """Four denoisers of the digits, each knowing more of the training half than the one before."""
     images, labels = digits("train")
     return {
-        "all pixels alike": pixels_alike(diffusion, images),
-        "mean and covariance": gaussian(diffusion, images),
-        "the same, per class": PerClass(diffusion, images, labels),
-        "the training images": Memoriser(diffusion, images),
+        "pixels alike": pixels_alike(diffusion, images),
+        "covariance": gaussian(diffusion, images),
+        "per class": PerClass(diffusion, images, labels),
+        "memoriser": Memoriser(diffusion, images),
     }
 
 
@@ -152,7 +152,7 @@ def noise_floors() -> Figure:
                 alt="Six small pictures of a 7: clean, noisy, and as the four denoisers guess it.",
                 axes=("half", "t"),
                 frames=torch.stack(frames).reshape(shape).numpy(),
-                column_labels=["x_0", "x_t", "alike", "covariance", "per class", "memoriser"],
+                column_labels=["x_0", "x_t", *models],
                 wide=True,
             ),
             Curves(

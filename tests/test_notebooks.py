@@ -60,6 +60,13 @@ def test_no_cell_ends_in_an_error_unless_it_says_so(path: Path) -> None:
         assert not failed or "raises-exception" in cell.metadata.get("tags", []), f"cell {i}"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=notebook_id)
+def test_no_cell_prints_warnings(path: Path) -> None:
+    for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
+        printed = [o.text for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+        assert not printed, f"cell {i}: {printed[0]}"
+
+
 def test_missing_alt_text_is_noticed() -> None:
     png = base64.b64encode(b"png").decode()
     bare = {"data": {"image/png": png}, "metadata": {}}

@@ -66,7 +66,7 @@ class DiT(nn.Module):
         num_classes: how many labels; the null class is the label ``num_classes``.
         learn_sigma: return 2C channels, the second half for the variance.
         conditioning: the name of a conditioning block, see ``dit_edu.conditioning.BLOCKS``.
-        embed_std: standard deviation of the fresh embedders. 0.02 is the published one; a tiny
+        embed_std: standard deviation of the fresh label table. 0.02 is the published one; a tiny
             model that trains for a thousand steps learns its labels sooner with a larger one.
 
     Attributes:
@@ -139,8 +139,8 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))  # (D, C, p, p) -> (D, Cpp)
         nn.init.zeros_(self.x_embedder.proj.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=self.embed_std)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=self.embed_std)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=self.embed_std)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
         for block in self.blocks:
             block.zero_init()
         nn.init.zeros_(self.final_layer.adaLN_modulation[-1].weight)

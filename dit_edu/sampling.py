@@ -7,7 +7,7 @@ the posterior q(x_t' | x_t, x̂_0); DDIM goes straight to the point whose noise 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,6 +55,22 @@ def timestep_grid(num_timesteps: int, steps: int, kind: str = "uniform") -> Tens
     return torch.maximum(t.round().long(), torch.arange(steps)).flip(0)  # (K,)
 
 
+def noise_streams(seed: int, n: int, start: int = 0) -> list[torch.Generator]:
+    """A source of noise for each sample, so that none depends on the batch that it is drawn in.
+
+    Args:
+        seed: of all samples together.
+        n: how many samples.
+        start: the number of the first; ``noise_streams(s, 5)[3:]`` and ``noise_streams(s, 2, 3)``
+            give the same noise.
+
+    Returns:
+        n generators on the CPU: a sample is the same on every device, too.
+    """
+    numbers = range(start, start + n)
+    return [torch.Generator().manual_seed((1_000_003 * seed + k) % 2**32) for k in numbers]
+
+
 def ddpm_sample(
     model: nn.Module,
     diffusion: GaussianDiffusion,
@@ -63,7 +79,7 @@ def ddpm_sample(
     *,
     steps: int | None = None,
     grid: str = "uniform",
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
     clip: bool = False,
     progress: bool = False,
@@ -78,7 +94,7 @@ def ddpm_sample(
         y: conditions, (B,); the samples are drawn on their device.
         steps: how many of the T steps to visit; all of them unless given.
         grid: which ones, see :func:`timestep_grid`.
-        generator: the source of all noise; the same seed gives the same images.
+        generator: the source of all noise; or one for each sample, see :func:`noise_streams`.
         noise: the first x_{T-1}, of ``shape``; drawn if not given.
         clip: clamp x̂_0 to [-1, 1] at every step.
         progress: show a progress bar.
@@ -112,7 +128,7 @@ def ddim_sample(
     steps: int = 50,
     eta: float = 0.0,
     grid: str = "uniform",
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
     clip: bool = False,
     progress: bool = False,
@@ -158,6 +174,10 @@ def _reverse(
             f"shape={tuple(shape)} and y of shape {tuple(y.shape)} disagree; "
             "allowed: (B, C, H, W) and (B, …)."
         )
+    if isinstance(generator, Sequence) and len(generator) != shape[0]:
+        raise ValueError(
+            f"generator holds {len(generator)} of them; allowed: one for each sample, {shape[0]}."
+        )
     if noise is not None and tuple(noise.shape) != tuple(shape):
         raise ValueError(f"noise has shape {tuple(noise.shape)}; allowed: {tuple(shape)}.")
     check_labels(model, y)
@@ -165,6 +185,11 @@ def _reverse(
     dtype = torch.get_default_dtype() if noise is None else noise.dtype
 
     def fresh() -> Tensor:
+        if isinstance(generator, Sequence):
+            rows = [
+                torch.randn(shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator
+            ]
+            return torch.stack(rows).to(y.device)  # B x (C, H, W) -> (B, C, H, W)
         device = y.device if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=device, dtype=dtype).to(y.device)
 

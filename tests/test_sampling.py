@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dit_edu.diffusion import GaussianDiffusion, linear_betas
-from dit_edu.sampling import GRIDS, ddim_sample, ddpm_sample, timestep_grid
+from dit_edu.sampling import GRIDS, ddim_sample, ddpm_sample, noise_streams, timestep_grid
 
 F64 = torch.float64
 
@@ -141,9 +141,29 @@ def test_same_seed_same_images_and_modes_are_restored():
     assert model.training
 
 
+def test_a_sample_does_not_depend_on_its_batch():
+    diffusion = GaussianDiffusion.linear(1000)
+
+    def draw(n: int, start: int = 0) -> torch.Tensor:
+        y, streams = torch.zeros(n, dtype=torch.long), noise_streams(7, n, start)
+        return ddpm_sample(Linear(), diffusion, (n, 1, 4, 4), y, steps=5, generator=streams)
+
+    five = draw(5)
+    torch.testing.assert_close(draw(2), five[:2])
+    torch.testing.assert_close(draw(2, start=3), five[3:])
+    assert not torch.isclose(five[0], five[1]).any()
+
+
+def test_no_two_streams_are_alike():
+    firsts = [torch.rand(1, generator=g).item() for s in range(30) for g in noise_streams(s, 30)]
+    assert len(set(firsts)) == len(firsts)
+    assert abs(sum(firsts) / len(firsts) - 0.5) < 0.05
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (dict(generator=noise_streams(0, 3)), "generator holds 3 of them; allowed: .* 2"),
         (dict(steps=0), "steps=0"),
         (dict(steps=1001), "steps=1001"),
         (dict(grid="square"), "uniform, quadratic"),

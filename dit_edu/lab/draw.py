@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.guidance import Guided
-from dit_edu.sampling import ddim_sample, ddpm_sample
+from dit_edu.sampling import ddim_sample, ddpm_sample, noise_streams
 
 SAMPLERS = {"ddim": ddim_sample, "ddpm": ddpm_sample}
 BATCH = 512  # images drawn at once
@@ -58,7 +58,7 @@ def draw(
         diffusion: the process it was trained for.
         labels: (n,) integers.
         sampling: steps, guidance and sampler.
-        seed: of all noise; the same seed, machine and labels give the same images.
+        seed: of all noise; the k-th image of a seed is the same however many are drawn.
         progress: show a progress bar.
 
     Returns:
@@ -69,7 +69,6 @@ def draw(
     """
     guided = Guided(model, sampling.scale)
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
     images = [
         SAMPLERS[sampling.sampler](
             guided,
@@ -77,11 +76,11 @@ def draw(
             (len(y), model.in_channels, *model.input_size),
             y.to(device),
             steps=sampling.steps,
-            generator=generator,
+            generator=noise_streams(seed, len(y), start),
             clip=True,
             progress=progress,
         ).cpu()
-        for y in labels.split(BATCH)
+        for start, y in zip(range(0, len(labels), BATCH), labels.split(BATCH), strict=True)
     ]
     return torch.cat(images).clamp(-1, 1)  # (n, C, H, W)
 

@@ -183,7 +183,7 @@ RECIPES: dict[str, Recipe] = {
                 num_classes=10,
                 class_dropout_prob=0.1,
                 learn_sigma=False,
-                embed_std=0.2,
+                embed_std=1.0,
             ),
             steps=1500,
             batch_size=128,

@@ -62,6 +62,18 @@ def test_the_seed_decides_and_the_callers_randomness_does_not():
     assert not torch.equal(sample(0), sample(1))
 
 
+@pytest.mark.parametrize("batch", [2, 512])
+def test_the_kth_image_of_a_seed_is_the_same_however_many_are_drawn(batch, monkeypatch):
+    class Noisy(Clean):
+        def forward(self, x, t, y):
+            return x / 2
+
+    all_five = draw(Noisy(), PROCESS, cycle_labels(5, 10), Sampling(4, 1.0, "ddpm"))
+    monkeypatch.setattr(draw_module, "BATCH", batch)
+    three = draw(Noisy(), PROCESS, cycle_labels(3, 10), Sampling(4, 1.0, "ddpm"))
+    torch.testing.assert_close(three, all_five[:3])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -2,7 +2,8 @@
 
 A :class:`Figure` is data: axes (sliders) and panels. :meth:`Figure.save` writes what the
 ``<dit-figure>`` element of a chapter reads; :meth:`Figure.widget` is a control for a notebook, and
-works on the published page too, because nothing in it calls Python.
+works on the published page too, because nothing in it calls Python. (What does call Python is in
+:mod:`dit_edu.lab.live`, and stands on the same control.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,25 @@ from dit_edu.lab.panels import Axis, Panel
 from dit_edu.lab.stills import draw_still
 
 BUDGET = 300_000  # bytes of JSON per figure
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """The parts of a control for a notebook; :meth:`Figure.control` makes it.
+
+    Args:
+        row: the sliders and the Play button.
+        pictures: the frames, in stacks of which each shows what its slider chose.
+        sliders: by the name of their axis; a slider's ``index`` counts its places.
+        places: by the name of its axis, the positions (indices) that a slider offers.
+        frames: a picture for each choice of places.
+    """
+
+    row: ipywidgets.Widget
+    pictures: ipywidgets.Widget
+    sliders: Mapping[str, ipywidgets.Widget]
+    places: Mapping[str, Sequence[int]]
+    frames: Mapping[tuple[int, ...], ipywidgets.HTML]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +149,20 @@ class Figure:
             )
         return paths
 
+    def frame(self, position: Mapping[str, int]) -> str:
+        """The figure at ``position`` (an index by axis name) as a picture in HTML."""
+        still = draw_still(self, position, dpi=80).quantize(64, Image.Quantize.MAXCOVERAGE)
+        return f'<img src="{png_uri(still)}" alt="{escape(self.alt)}" style="max-width:100%">'
+
     def widget(
         self, fixed: Mapping[str, int] | None = None, max_frames: int = 40
     ) -> ipywidgets.Widget:
-        """A control for a notebook: one slider per axis over precomputed pictures.
+        """A control for a notebook, with the arguments of :meth:`control`."""
+        control = self.control(fixed, max_frames)
+        return ipywidgets.VBox([control.row, control.pictures])
+
+    def control(self, fixed: Mapping[str, int] | None = None, max_frames: int = 40) -> Control:
+        """One slider per axis over precomputed pictures.
 
         Sliders and pictures are linked in the browser (``jslink``), so it moves on the published
         page as well. Where the axes have more than ``max_frames`` positions together, the longest
@@ -153,36 +183,31 @@ class Figure:
             axis = self.axes[names.index(check_choice("fixed", name, names))]
             if not 0 <= i < len(axis):
                 raise ValueError(f"fixed[{name!r}]={i}; allowed: 0 … {len(axis) - 1}.")
-        free = [a for a in self.axes if a.name not in fixed]
-        places = _thin(free, max_frames)
-        sliders = [_slider(a, p) for a, p in zip(free, places, strict=True)]
+        free = {a.name: a for a in self.axes if a.name not in fixed}
+        places = dict(zip(free, _thin(list(free.values()), max_frames), strict=True))
+        sliders = {name: _slider(a, places[name]) for name, a in free.items()}
+        frames: dict[tuple[int, ...], ipywidgets.HTML] = {}
 
-        def frame(chosen: Sequence[int]) -> ipywidgets.Widget:
-            position = self.start | fixed | dict(zip((a.name for a in free), chosen, strict=True))
-            still = draw_still(self, position, dpi=80).quantize(64, Image.Quantize.MAXCOVERAGE)
-            image = f'<img src="{png_uri(still)}" alt="{escape(self.alt)}" style="max-width:100%">'
-            return ipywidgets.HTML(image)
-
-        def stack(chosen: tuple[int, ...]) -> ipywidgets.Widget:
-            depth = len(chosen)
-            if depth == len(free):
-                return frame(chosen)
-            children = [stack((*chosen, i)) for i in places[depth]]
-            pictures = ipywidgets.Stack(children, selected_index=sliders[depth].index)
-            ipywidgets.jslink((sliders[depth], "index"), (pictures, "selected_index"))
+        def stack(chosen: tuple[int, ...], *rest: str) -> ipywidgets.Widget:
+            if not rest:
+                position = self.start | fixed | dict(zip(free, chosen, strict=True))
+                frames[chosen] = ipywidgets.HTML(self.frame(position))
+                return frames[chosen]
+            children = [stack((*chosen, i), *rest[1:]) for i in places[rest[0]]]
+            slider = sliders[rest[0]]
+            pictures = ipywidgets.Stack(children, selected_index=slider.index)
+            ipywidgets.jslink((slider, "index"), (pictures, "selected_index"))
             return pictures
 
-        pictures = stack(())
-        controls: list[ipywidgets.Widget] = []
-        for axis, slider in zip(free, sliders, strict=True):
-            if axis.name == self.play:
-                last = len(slider.options) - 1
-                play = ipywidgets.Play(value=slider.index, max=last, interval=150)
-                ipywidgets.jslink((play, "value"), (slider, "index"))
-                controls.insert(0, play)
-            controls.append(slider)
-        row = ipywidgets.HBox(controls, layout=ipywidgets.Layout(flex_flow="row wrap"))
-        return ipywidgets.VBox([row, pictures])
+        pictures = stack((), *free)
+        shown: list[ipywidgets.Widget] = list(sliders.values())
+        if self.play in sliders:
+            slider = sliders[self.play]
+            play = ipywidgets.Play(value=slider.index, max=len(slider.options) - 1, interval=150)
+            ipywidgets.jslink((play, "value"), (slider, "index"))
+            shown.insert(0, play)
+        row = ipywidgets.HBox(shown, layout=ipywidgets.Layout(flex_flow="row wrap"))
+        return Control(row, pictures, sliders, places, frames)
 
 
 def _thin(axes: Sequence[Axis], most: int) -> list[list[int]]:

@@ -32,8 +32,9 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 notebooks: $(INSTALLED) ## Execute the notebooks in place, reproducibly
 	$(BIN)/python scripts/execute_notebooks.py $(NOTEBOOKS)
 
-figures: $(INSTALLED) ## Compute the data of the figures that move, and the README's picture
+figures: $(INSTALLED) ## Compute what moves in the pages, and the README's picture
 	$(BIN)/python scripts/figures.py
+	$(BIN)/python -m dit_edu export digits-dit --out book/_static/models/digits-dit.js
 	$(BIN)/python -m dit_edu sample digits-dit --n 100 --seed 1 --out book/_static/digits-samples.png
 
 clean: ## Remove what was built (.venv stays)

@@ -49,6 +49,12 @@ class TimestepEmbedder(nn.Module):
         )
 
     @staticmethod
+    def frequencies(dim: int, max_period: float = 10000.0) -> Tensor:
+        """ω_k = max_period^(-k / (dim/2)) for k = 0 … dim/2 - 1: (dim/2,) float32."""
+        k = torch.arange(dim // 2, dtype=torch.float32)  # (dim/2,)
+        return torch.exp(-math.log(max_period) * k / (dim // 2))
+
+    @staticmethod
     def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
         """cos(ω_k t) and then sin(ω_k t), with ω_k = max_period^(-k / (dim/2)).
 
@@ -60,9 +66,7 @@ class TimestepEmbedder(nn.Module):
         Returns:
             (B, dim) float32.
         """
-        half = dim // 2
-        k = torch.arange(half, dtype=torch.float32, device=t.device)  # (dim/2,)
-        omega = torch.exp(-math.log(max_period) * k / half)  # ω_k = max_period^(-k/half)
+        omega = TimestepEmbedder.frequencies(dim, max_period).to(t.device)  # (dim/2,)
         angles = t.float().unsqueeze(1) * omega  # (B, dim/2)
         return torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, dim)
 

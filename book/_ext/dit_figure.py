@@ -1,6 +1,8 @@
-"""``{dit-figure} NAME``: a figure that moves in the page, and stands still where nothing can move.
+"""What moves in the page, and stands still where nothing can move.
 
-The data lies in book/_static/figures/NAME.json, its still in NAME.png. The label is ``fig-NAME``.
+``{dit-figure} NAME`` shows the data of book/_static/figures/NAME.json; its still is NAME.png, its
+label ``fig-NAME``. ``{dit-model} NAME`` runs the model of book/_static/models/NAME.js; the options
+``still`` and ``alt`` give its still, the content gives its caption; its label is ``model-NAME``.
 """
 
 from __future__ import annotations
@@ -8,41 +10,51 @@ from __future__ import annotations
 import json
 from html import escape
 from pathlib import Path
+from typing import ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 STATIC = Path(__file__).resolve().parents[1] / "_static"
 
 
-class DitFigure(SphinxDirective):
-    """A ``<dit-figure>`` element around its still picture, with a numbered caption."""
+class Moving(SphinxDirective):
+    """An element around its still picture, with a numbered caption."""
 
     required_arguments = 1
+    folder: str
+    suffix: str
+    element: str
 
-    def run(self) -> list[nodes.Node]:
-        name = self.arguments[0]
-        data = STATIC / "figures" / f"{name}.json"
+    def file(self) -> Path:
+        """What the element loads.
+
+        Raises:
+            DirectiveError: there is no such file.
+        """
+        name, folder = self.arguments[0], STATIC / self.folder
+        data = folder / f"{name}{self.suffix}"
         if not data.is_file():
-            found = sorted(path.stem for path in data.parent.glob("*.json"))
-            raise self.error(f"figure {name!r} is unknown; allowed: {', '.join(found) or 'none'}.")
+            found = ", ".join(sorted(path.stem for path in folder.glob(f"*{self.suffix}")))
+            raise self.error(f"{self.element} {name!r} is unknown; allowed: {found or 'none'}.")
         self.env.note_dependency(str(data))
-        content = json.loads(data.read_text("utf8"))
+        return data
 
-        source = escape(f"_static/figures/{name}.json")
-        still = f"/{data.with_suffix('.png').relative_to(self.env.srcdir).as_posix()}"
-        label = f"fig-{name}"
+    def figure(self, label: str, still: Path, alt: str, caption: str) -> list[nodes.Node]:
+        source = escape(f"_static/{self.folder}/{self.arguments[0]}{self.suffix}")
+        uri = f"/{still.relative_to(self.env.srcdir).as_posix()}"
         figure = nodes.figure(
             "",
-            nodes.raw("", f'<dit-figure data-src="{source}">', format="html"),
-            nodes.image(uri=still, alt=content["alt"]),
-            nodes.raw("", "</dit-figure>", format="html"),
+            nodes.raw("", f'<{self.element} data-src="{source}">', format="html"),
+            nodes.image(uri=uri, alt=alt),
+            nodes.raw("", f"</{self.element}>", format="html"),
             align="default",
             names=[label],
             classes=["dit-figure-box"],
         )
-        first, *rest = self.parse_text_to_nodes(content["caption"])
+        first, *rest = self.parse_text_to_nodes(caption)
         figure += nodes.caption("", "", *first.children)
         if rest:
             figure += nodes.legend("", *rest)
@@ -51,17 +63,55 @@ class DitFigure(SphinxDirective):
         return [figure]
 
 
+class DitFigure(Moving):
+    """Data that was computed beforehand, with its own caption and alt text."""
+
+    folder, suffix, element = "figures", ".json", "dit-figure"
+
+    def run(self) -> list[nodes.Node]:
+        data = self.file()
+        content = json.loads(data.read_text("utf8"))
+        still = data.with_suffix(".png")
+        return self.figure(f"fig-{data.stem}", still, content["alt"], content["caption"])
+
+
+class DitModel(Moving):
+    """A model that draws in the page."""
+
+    folder, suffix, element = "models", ".js", "dit-model"
+    has_content = True
+    option_spec: ClassVar = {
+        "still": directives.unchanged_required,
+        "alt": directives.unchanged_required,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        self.assert_has_content()
+        if missing := self.option_spec.keys() - self.options:
+            raise self.error(f"dit-model lacks the option {', '.join(sorted(missing))}.")
+        name = f"model-{self.file().stem}"
+        still = STATIC / self.options["still"]
+        return self.figure(name, still, self.options["alt"], "\n".join(self.content))
+
+
+SCRIPTS = {"dit-figure": ["dit-figure.js"], "dit-model": ["dit-net.js", "dit-model.js"]}
+
+
 def load_script(
     app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None
 ) -> None:
-    """Load the element's script and style on the pages that hold one."""
-    raw = doctree.findall(nodes.raw) if doctree is not None else ()
-    if any("<dit-figure" in node.astext() for node in raw):
-        app.add_js_file("dit-figure.js", loading_method="defer")
+    """Load what the elements of a page need; a model is a figure too."""
+    raw = [node.astext() for node in doctree.findall(nodes.raw)] if doctree is not None else []
+    held = [element for element in SCRIPTS if any(f"<{element} " in text for text in raw)]
+    if held:
         app.add_css_file("dit-figure.css")
+    for element in dict.fromkeys(["dit-figure", *held] if held else []):
+        for script in SCRIPTS[element]:
+            app.add_js_file(script, loading_method="defer")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("dit-figure", DitFigure)
+    app.add_directive("dit-model", DitModel)
     app.connect("html-page-context", load_script)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

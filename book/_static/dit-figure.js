@@ -82,7 +82,7 @@
 
   // --------------------------------------------------------------------------------- images: a grid of pictures
   function images(figure, panel, box) {
-    const [rows, columns] = panel.grid, sheet = sprites(panel);
+    const [rows, columns] = panel.grid, sheet = panel.source || sprites(panel);
     const tiles = range(rows * columns).map(sheet.canvas);
     const grid = el("div", { class: "dit-images", role: "img", "aria-label": panel.alt });
     tiles.forEach((tile, i) => {
@@ -110,6 +110,7 @@
         const mean = v.reduce((a, b) => a + b, 0) / v.length;
         return [name(i), mean, Math.sqrt(v.reduce((a, b) => a + (b - mean) ** 2, 0) / v.length)];
       })],
+      say: panel.say,
     };
   }
 
@@ -314,35 +315,37 @@
   // ------------------------------------------------------------------------------------------------- the element
   let count = 0;
 
-  /** Fetch the data; a page opened from a disk may not fetch, so there a twin script brings it. */
-  async function load(source) {
-    const url = new URL((document.documentElement.dataset.content_root || "") + source, document.baseURI).href;
-    if (location.protocol !== "file:") {
-      const answer = await fetch(url);
-      if (!answer.ok) throw new Error(`${url}: ${answer.status}`);
-      return answer.json();
-    }
-    const name = source.split("/").pop().replace(/\.json$/, "");
-    if (!globalThis.DIT_FIGURES?.[name]) {
-      await new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"),
-        { src: url.replace(/\.json$/, ".js"), onload: done, onerror: failed })));
-    }
-    return globalThis.DIT_FIGURES[name];
-  }
+  const absolute = (source) => new URL((document.documentElement.dataset.content_root || "") + source, document.baseURI).href;
+  const script = (src) => new Promise((done, failed) => document.head.append(
+    Object.assign(document.createElement("script"), { src, onload: done, onerror: () => failed(new Error(`no script at ${src}`)) })));
 
   class DitFigure extends HTMLElement {
+    static tools = { el, range, reduced, absolute, script };
+
+    /** What the page is to show; a page opened from a disk may not fetch, so there a twin script brings it. */
+    async load() {
+      const url = absolute(this.dataset.src), name = url.split("/").pop().replace(/\.json$/, "");
+      if (location.protocol !== "file:") {
+        const answer = await fetch(url);
+        if (!answer.ok) throw new Error(`${url}: ${answer.status}`);
+        return answer.json();
+      }
+      if (!globalThis.DIT_FIGURES?.[name]) await script(url.replace(/\.json$/, ".js"));
+      return globalThis.DIT_FIGURES[name];
+    }
+
     async connectedCallback() {
       if (this.figure !== undefined) return;
       this.figure = null;
       try {
-        this.figure = await load(this.dataset.src);
+        this.figure = await this.load();
         await this.build();
         this.dataset.ready = "1";
         performance.mark("dit-figure ready");
       } catch (error) {                          // the still picture inside stays
         this.dataset.failed = "1";
         this.append(el("p", { class: "dit-note" }, "The moving figure could not be loaded; this is its still picture."));
-        console.warn(`dit-figure: ${error.message || "no data at " + this.dataset.src}`);
+        console.warn(`${this.localName}: ${error.message}`);
       }
     }
 
@@ -387,6 +390,7 @@
       });
       return { node: el("div", { class: "dit-slider" }, el("label", { for: id }, axis.label), input, text),
         show: (i) => {
+          input.max = axis.labels.length - 1;    // a model's axis may have got longer
           input.value = i;
           text.textContent = axis.labels[i];
           input.setAttribute("aria-valuetext", this.words(axis));
@@ -411,7 +415,7 @@
     }
 
     playButton() {
-      this.play = el("button", { type: "button", class: "dit-play", "aria-pressed": "false" }, "Play");
+      this.play = el("button", { type: "button", class: "dit-play", "aria-pressed": "false" }, this.figure.verb || "Play");
       this.play.addEventListener("click", () => (this.timer ? this.stop() : this.start()));
       return this.play;
     }

@@ -185,6 +185,19 @@ def evaluate(name: Model) -> None:
 
 
 @app.command()
+def export(
+    name: Model,
+    out: Annotated[Path | None, typer.Option(help="FILE.js; NAME.js unless given.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the matrices: float16 or float32.")] = "float16",
+) -> None:
+    """Write a model as a script that a page can run without Python."""
+    from dit_edu.lab.export import export as export_model
+
+    path = export_model(name, out or Path(f"{Path(name).name}.js"), dtype)
+    print(f"wrote {path}, {path.stat().st_size / 1000:.0f} kB")
+
+
+@app.command()
 def release(recipe: str, device: Device = "auto") -> None:
     """Train and measure what is shipped under this name, and put it into the zoo."""
     from dit_edu.lab import features

@@ -6,14 +6,16 @@ The pages are made here, with data of every kind; the book's own figures are mov
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from elements import AXE, DESKTOP, NEXT_FRAME, PHONE, STATIC, page_with
+from elements import opened as opened_page
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Locator
 
 from dit_edu.lab.charts import Bars, Curves, Heatmap, Line, Table
 from dit_edu.lab.panels import Axis, Images, Tokens
@@ -21,26 +23,7 @@ from dit_edu.lab.widgets import Figure
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).resolve().parents[2]
-STATIC = ROOT / "book" / "_static"
-AXE = ROOT / "scripts" / "vendor" / "node_modules" / "axe-core" / "axe.min.js"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-WAIT_MS = 60_000
-
-# A page in a subfolder, as Sphinx writes it, with the theme's variables.
-PAGE = """<!doctype html><html lang="en" data-content_root="../" data-theme="light"><head>
-<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Figures</title>
-<style>
-html { --pst-color-text-base: #222832; --pst-color-text-muted: #48566b; --pst-color-border: #c9c9c9;
-  --pst-color-background: #ffffff; --pst-color-primary: #176de8; }
-html[data-theme="dark"] { --pst-color-text-base: #ced6dd; --pst-color-text-muted: #9ca4af;
-  --pst-color-border: #48566b; --pst-color-background: #14181e; --pst-color-primary: #528fe4; }
-body { background: var(--pst-color-background); color: var(--pst-color-text-base); margin: 8px; }
-main { max-width: 900px; margin: auto; }
-</style>
-<link rel="stylesheet" href="../_static/dit-figure.css">
-<script defer src="../_static/dit-figure.js"></script></head>
-<body><main><h1>Figures</h1>FIGURES</main></body></html>"""
+opened = partial(opened_page, element="dit-figure")
 
 
 def kinds() -> Figure:
@@ -159,7 +142,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f'<img src="../_static/figures/{n}.png" alt="still"></dit-figure>'
             for n in names
         )
-        (root / "pages" / f"{page}.html").write_text(PAGE.replace("FIGURES", figures), "utf8")
+        (root / "pages" / f"{page}.html").write_text(page_with(figures, ["dit-figure.js"]), "utf8")
     for figure in (kinds(), routing()):
         figure.save(root / "_static" / "figures")
     Image.new("RGB", (40, 20)).save(root / "_static" / "figures" / "lost.png")
@@ -171,29 +154,9 @@ def bases(folder: Path, serve: Callable[[Path], str]) -> dict[str, str]:
     return {"http": serve(folder), "file": folder.as_uri()}
 
 
-@contextmanager
-def opened(
-    browser: Browser, url: str, *, ready: bool = True, **options: object
-) -> Iterator[tuple[Page, Locator]]:
-    """A page and its figure; on leaving, nothing has gone wrong in it."""
-    context = browser.new_context(**{"viewport": DESKTOP, **options})
-    page = context.new_page()
-    page.set_default_timeout(WAIT_MS)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    figure = page.locator("dit-figure")
-    if ready:
-        page.wait_for_selector('dit-figure[data-ready="1"]')
-    yield page, figure
-    context.close()
-    assert not errors
-
-
 # What can be seen of each panel: its pixels, its marks and its words.
 SEEN = """figure => [...figure.querySelectorAll(".dit-panel")].map(panel =>
   [...panel.querySelectorAll("canvas")].map(c => c.toDataURL()).join() + panel.innerHTML)"""
-NEXT_FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def seen(figure: Locator) -> list[str]:

@@ -136,17 +136,20 @@ class Mlp(nn.Module):
     Args:
         dim: D.
         hidden_dim: r·D.
+        dropout: chance that a number is set to 0 in training, after each of the two maps.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) → (B, N, D)."""
-        return self.fc2(self.act(self.fc1(x)))  # (B, N, D) -> (B, N, rD) -> (B, N, D)
+        wide = self.drop(self.act(self.fc1(x)))  # (B, N, D) -> (B, N, rD)
+        return self.drop(self.fc2(wide))  # (B, N, rD) -> (B, N, D)
 
 
 class AdaLNZeroBlock(nn.Module):
@@ -159,16 +162,19 @@ class AdaLNZeroBlock(nn.Module):
         hidden_size: D.
         num_heads: h.
         mlp_ratio: r, the MLP's width over D.
+        dropout: of the MLP, in training.
 
     Source: DiT (Peebles & Xie 2023), section 3.2 and figure 3.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def zero_init(self) -> None:

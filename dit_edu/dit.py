@@ -68,6 +68,7 @@ class DiT(nn.Module):
         conditioning: the name of a conditioning block, see ``dit_edu.conditioning.BLOCKS``.
         embed_std: standard deviation of the fresh label table. 0.02 is the published one; a tiny
             model that trains for a thousand steps learns its labels sooner with a larger one.
+        dropout: of the MLPs in training, in [0, 1); the published models have none.
 
     Attributes:
         input_size: (H, W).
@@ -93,9 +94,12 @@ class DiT(nn.Module):
         learn_sigma: bool = True,
         conditioning: str = "adaln-zero",
         embed_std: float = 0.02,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_positive_int("depth", depth)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must lie in [0, 1).")
         block = BLOCKS[check_choice("conditioning", conditioning, BLOCKS)]
         size = (input_size, input_size) if isinstance(input_size, int) else input_size
         self.input_size: tuple[int, int] = (size[0], size[1])
@@ -111,7 +115,9 @@ class DiT(nn.Module):
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         pos_embed = sincos_pos_embed(hidden_size, self.x_embedder.grid).unsqueeze(0)  # (1, N, D)
         self.pos_embed = nn.Parameter(pos_embed, requires_grad=False)
-        self.blocks = nn.ModuleList(block(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            block(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
+        )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dit_edu.conditioning import Mlp
 from dit_edu.dit import PRESETS, DiT
 
 # Parameters in millions and GMACs (the paper's "Gflops"): Peebles & Xie 2023, table 4.
@@ -163,6 +164,27 @@ def test_traces_without_graph_breaks():
     torch.testing.assert_close(exported(x, t, y), net(x, t, y))
 
 
+def test_dropout_is_for_training_alone_and_keeps_the_mean():
+    torch.manual_seed(0)
+    plain, dropping = Mlp(6, 24), Mlp(6, 24, dropout=0.25)
+    dropping.load_state_dict(plain.state_dict())  # it has no weights of its own
+    x = torch.randn(1, 1, 6).expand(20_000, 1, 6)
+    with torch.no_grad():
+        assert torch.equal(dropping.eval()(x), plain(x))
+        drawn = dropping.train()(x)[:, 0]  # (20000, 6)
+    assert abs((drawn == 0).float().mean() - 0.25) < 0.01
+    # both places keep the mean: E = W2 E[drop(h)] + b2, and the second drop changes nothing in it
+    torch.testing.assert_close(drawn.mean(0), plain(x)[0, 0].detach(), atol=0.02, rtol=0)
+
+    net, same = small(dropout=0.5).eval(), small().eval()
+    state = randomise(same).state_dict()
+    net.load_state_dict(state)
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 2]), torch.tensor([1, 2])
+    with torch.no_grad():
+        assert torch.equal(net(x, t, y), same(x, t, y))
+        assert not torch.isclose(net.train()(x, t, y), same(x, t, y)).all()
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -173,6 +195,8 @@ def test_traces_without_graph_breaks():
         (lambda: small(conditioning="adaln_zero"), ValueError, "'adaln-zero'"),
         (lambda: small(class_dropout_prob=1.0), ValueError, "dropout_prob=1.0"),
         (lambda: small(in_channels=0), ValueError, "in_channels=0"),
+        (lambda: small(dropout=1.0), ValueError, "dropout=1.0"),
+        (lambda: small(dropout=-0.1), ValueError, "dropout=-0.1"),
         (lambda: DiT.from_preset("DiT-XL-2"), ValueError, "'DiT-XL/2'"),
         (lambda: small()(torch.zeros(1, 3, 8, 8), *[torch.zeros(1)] * 2), ValueError, "1, 3, 8, 8"),
         (lambda: small()(torch.zeros(1, 4, 9, 8), *[torch.zeros(1)] * 2), ValueError, "B, 4, 8, 8"),

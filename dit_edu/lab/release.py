@@ -30,7 +30,7 @@ from dit_edu.lab.train import TrainedModel, run
 
 METRICS = ("accuracy", "fd", "fd_ratio", "precision", "recall", "closer")
 #: What :func:`choose_sampling` tries: few steps are quicker, little guidance keeps variety.
-STEPS, SCALES = (20, 50), (1.0, 1.25, 1.5, 2.0)
+STEPS, SCALES = (20, 50), (1.0, 1.1, 1.25, 1.5, 2.0)
 ACCURACY_WANTED = 0.99
 #: How far a figure may lie from the card on another machine, ``abs(now - card) <= a + r * card``.
 TOLERANCE = {

@@ -52,3 +52,14 @@ def opened(
     yield page, page.locator(element)
     context.close()
     assert not errors
+
+
+# What can be seen of each panel: its pixels, its marks and its words.
+SEEN = """figure => [...figure.querySelectorAll(".dit-panel")].map(panel =>
+  [...panel.querySelectorAll("canvas")].map(c => c.toDataURL()).join() + panel.innerHTML)"""
+
+
+def seen(figure: Locator) -> list[str]:
+    """What can be seen of each panel of a figure, from the next frame on."""
+    figure.page.evaluate(NEXT_FRAME)
+    return figure.evaluate(SEEN)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from elements import AXE, DESKTOP, NEXT_FRAME, PHONE, STATIC, page_with
+from elements import AXE, DESKTOP, NEXT_FRAME, PHONE, STATIC, page_with, seen
 from elements import opened as opened_page
 from PIL import Image
 from playwright.sync_api import Locator
@@ -152,16 +152,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bases(folder: Path, serve: Callable[[Path], str]) -> dict[str, str]:
     return {"http": serve(folder), "file": folder.as_uri()}
-
-
-# What can be seen of each panel: its pixels, its marks and its words.
-SEEN = """figure => [...figure.querySelectorAll(".dit-panel")].map(panel =>
-  [...panel.querySelectorAll("canvas")].map(c => c.toDataURL()).join() + panel.innerHTML)"""
-
-
-def seen(figure: Locator) -> list[str]:
-    figure.page.evaluate(NEXT_FRAME)
-    return figure.evaluate(SEEN)
 
 
 def changed(before: list[str], after: list[str]) -> list[bool]:

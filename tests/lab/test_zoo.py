@@ -153,3 +153,13 @@ def test_a_bad_name_is_refused(name, shelf):
 def test_a_checkpoint_of_no_step_yet_loads(tmp_path):
     train(RECIPE, out=tmp_path, device="cpu")
     assert zoo.load(tmp_path)[1]["steps"] == 0
+
+
+def test_digits_dit_is_as_good_as_the_book_says():
+    """The figures of its card: mean of three seeds, beside the limit and those who learn nothing."""
+    card = zoo.card("digits-dit")
+    mean, references = card["metrics"]["mean"], card["references"]
+    assert len(card["metrics"]["per_seed"]) == 3
+    assert mean["accuracy"] >= 0.99 and mean["closer"] <= 0.60
+    assert mean["fd_ratio"] <= 1.7 and mean["fd"] < references["gaussian"]["fd"]
+    assert card["device"] and max(card["seconds_per_seed"]) <= 180 and card["threads"] <= 2

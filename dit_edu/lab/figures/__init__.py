@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dit_edu.lab import zoo
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
-from dit_edu.lab.figures.dit import loss_by_noise_bin, reverse_trajectory
+from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.widgets import Figure
@@ -15,6 +15,7 @@ from dit_edu.lab.widgets import Figure
 __all__ = [
     "FIGURES",
     "forward_process",
+    "live_trajectory",
     "loss_by_noise_bin",
     "noise_floors",
     "patchify_tokens",

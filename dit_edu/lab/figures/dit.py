@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import ipywidgets
 import numpy as np
 import torch
 from torch import nn
@@ -14,9 +17,10 @@ from dit_edu._checks import check_positive_int
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.guidance import Guided
 from dit_edu.lab.charts import Bars, Curves, Line
+from dit_edu.lab.live import Live, Tick
 from dit_edu.lab.panels import Axis, Images
 from dit_edu.lab.widgets import Figure
-from dit_edu.sampling import ddim_sample, timestep_grid
+from dit_edu.sampling import Callback, ddim_sample, timestep_grid
 
 
 def loss_by_noise_bin(
@@ -83,23 +87,36 @@ def reverse_trajectory(
     scales: Sequence[float] = (1.0, 1.5, 3.0),
     steps: int = 20,
     samples: int = 3,
+    classes: Sequence[int] | None = None,
+    seed: int = 0,
+    callback: Callback | None = None,
 ) -> Figure:
     """xₜ and x̂₀ on the way from noise to images, by step, class and guidance scale.
 
     Args:
-        model: a denoiser with ``input_size``, ``in_channels`` and ``num_classes``.
+        model: a denoiser with ``input_size``, ``in_channels`` and ``num_classes``; it draws where
+            it is.
         diffusion: the process it was trained for.
         scales: of guidance; 1 is none.
         steps: of DDIM.
         samples: images for each class; all classes and scales begin with the same noise.
+        classes: which ones; all unless given.
+        seed: of the noise.
+        callback: as in :func:`~dit_edu.sampling.ddim_sample`, for one scale after the other.
+
+    Raises:
+        TypeError, ValueError: a class or the number of steps does not fit model or process.
     """
-    classes, size = model.num_classes, (model.in_channels, *model.input_size)
-    y = torch.arange(classes).repeat_interleave(samples)  # (classes · samples,)
-    noise = torch.randn(samples, *size, generator=torch.Generator().manual_seed(0))
-    noise = noise.repeat(classes, 1, 1, 1)  # (classes · samples, C, H, W)
+    classes = list(range(model.num_classes) if classes is None else classes)
+    size, device = (model.in_channels, *model.input_size), next(model.parameters()).device
+    y = torch.tensor(classes).repeat_interleave(samples).to(device)  # (classes · samples,)
+    noise = torch.randn(samples, *size, generator=torch.Generator().manual_seed(seed))
+    noise = noise.repeat(len(classes), 1, 1, 1)  # (classes · samples, C, H, W)
     ts = timestep_grid(diffusion.num_timesteps, steps)
-    ways = torch.stack([_way(Guided(model, s), diffusion, y, noise, steps) for s in scales])
-    frames = ways.unflatten(3, (classes, samples)).movedim(3, 1)  # (s, class, step, 2, samples, …)
+    ways = torch.stack(
+        [_way(Guided(model, s), diffusion, y, noise, steps, callback) for s in scales]
+    )
+    frames = ways.unflatten(3, (len(classes), samples)).movedim(3, 1)  # (s, class, step, 2, n, …)
     return Figure(
         name="reverse-trajectory",
         title="From noise to digits",
@@ -110,7 +127,7 @@ def reverse_trajectory(
         "the chosen class; the lower row shows the model’s guess, which sharpens from a blur.",
         axes=[
             Axis("step", "t", ts.tolist(), start=steps // 2),
-            Axis("class", "class", range(classes), start=3 % classes),
+            Axis("class", "class", classes, start=3 % len(classes)),
             Axis("scale", "guidance", scales, [f"{s:g}" for s in scales], choice=True),
         ],
         play="step",
@@ -128,14 +145,76 @@ def reverse_trajectory(
     )
 
 
+def live_trajectory(
+    model: nn.Module,
+    diffusion: GaussianDiffusion,
+    name: str,
+    scale: float = 1.5,
+    steps: int = 20,
+    max_frames: int = 60,
+) -> Live:
+    """:func:`reverse_trajectory` for a notebook, with the model behind it where there is a kernel.
+
+    The stored frames show one guidance scale, one number of steps and one seed. With a kernel the
+    reader chooses all three, and the model draws on CUDA if it is there, else on the CPU.
+
+    Args:
+        model: a denoiser; the control keeps a copy of it as it is now.
+        diffusion: the process it was trained for.
+        name: of the model, for the reader.
+        scale: of guidance, in the stored frames.
+        steps: of DDIM, in the stored frames.
+        max_frames: the most stored frames.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own = copy.deepcopy(model)  # the caller's stays on its device and in its mode
+    stored = reverse_trajectory(own, diffusion, (scale,), steps)
+    step, classes, scales = stored.axes
+
+    def make(settings: dict[str, Any], tick: Tick) -> Figure:
+        return reverse_trajectory(
+            own.to(device),
+            diffusion,
+            (settings["scale"],),
+            settings["steps"],
+            classes=(settings["class"],),
+            seed=settings["seed"],
+            callback=lambda k, *_: tick(k + 1, settings["steps"]),
+        )
+
+    narrow = ipywidgets.Layout(width="11em")
+    live = Live(
+        replace(stored, axes=[step, replace(classes, choice=True), scales]),
+        make,
+        extras={
+            "scale": ipywidgets.FloatSlider(scale, min=0, max=6, step=0.25, description="guidance"),
+            "steps": ipywidgets.IntSlider(steps, min=2, max=100, description="steps"),
+            "seed": ipywidgets.BoundedIntText(
+                0, min=0, max=9999, description="seed", layout=narrow
+            ),
+        },
+        source=f"{name} on {device.type}",
+        max_frames=max_frames,
+    )
+    live.sliders["class"].style.button_width = "2.5em"
+    return live
+
+
 def _way(
-    model: nn.Module, diffusion: GaussianDiffusion, y: torch.Tensor, noise: torch.Tensor, steps: int
+    model: nn.Module,
+    diffusion: GaussianDiffusion,
+    y: torch.Tensor,
+    noise: torch.Tensor,
+    steps: int,
+    callback: Callback | None,
 ) -> torch.Tensor:
-    """xₜ and x̂₀ at every step of DDIM: (steps, 2, B, C, H, W)."""
+    """xₜ and x̂₀ at every step of DDIM: (steps, 2, B, C, H, W), on the CPU."""
     seen: list[torch.Tensor] = []
 
     def keep(k: int, t: int, x_t: torch.Tensor, x0: torch.Tensor) -> None:
-        seen.append(torch.stack([x_t, x0]))  # (2, B, C, H, W)
+        seen.append(torch.stack([x_t, x0]).cpu())  # (2, B, C, H, W)
+        if callback is not None:
+            callback(k, t, x_t, x0)
 
     ddim_sample(
         model, diffusion, noise.shape, y, steps=steps, noise=noise, clip=True, callback=keep

@@ -67,6 +67,16 @@ def check_finite(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} holds {bad} non-finite value(s) of {x.numel()}; allowed: finite.")
 
 
+def check_process(caller: str, process: object, kind: type) -> None:
+    """Check that a sampler was given the kind of process that it can walk.
+
+    Raises:
+        TypeError: it was not.
+    """
+    if not isinstance(process, kind):
+        raise TypeError(f"{caller} needs a {kind.__name__}, not a {type(process).__name__}.")
+
+
 def check_labels(model: nn.Module, y: Tensor) -> None:
     """Check integer labels against the classes of a denoiser; its null class is allowed.
 

@@ -14,7 +14,7 @@ from dit_edu.lab import zoo
 from dit_edu.lab.checkpoint import checkpoint_path
 from dit_edu.lab.cli import main
 from dit_edu.lab.draw import Sampling
-from dit_edu.lab.files import write_safetensors
+from dit_edu.lab.files import read_safetensors, write_safetensors
 from dit_edu.lab.recipes import RECIPES
 from dit_edu.lab.train import train
 
@@ -77,6 +77,7 @@ def refusal(arguments, capsys, begun=False):
         ("sample run --out x.npz --steps 0", ["steps=0", "int >= 1"]),
         ("sample run --out x.npz --steps 1001", ["steps=1001", "allowed: 1 to 1000"]),
         ("sample run --out x.npz --sampler ddmp", ["sampler='ddmp'", "Did you mean 'ddpm'?"]),
+        ("sample run --out x.npz --sampler euler", ["sampler='euler'", "allowed: ddim, ddpm, dpm"]),
         ("evaluate nothing", ["name='nothing' is unknown"]),
         ("evaluate runs/nothing", ["there is no file runs/nothing"]),
         ("release digit-dit", ["recipe='digit-dit' is unknown", "Did you mean 'digits-dit'?"]),
@@ -87,6 +88,17 @@ def test_it_is_named_in_one_line(arguments, parts, folder, capsys):
     for part in parts:
         assert part in line
     assert sorted(path.name for path in folder.iterdir()) == ["file", "run"]
+
+
+def test_weights_that_are_not_finite_draw_no_images(folder, capsys):
+    weights, card = read_safetensors(checkpoint_path("run"))
+    for name, tensor in weights.items():
+        if name.startswith("ema/"):
+            tensor[...] = torch.nan
+    write_safetensors(checkpoint_path("run"), weights, card)
+    line = refusal(["sample", "run", "--out", "x.png", "--steps", "3"], capsys, begun=True)
+    assert "model's output at sampling step k=0, t=999" in line
+    assert not (folder / "x.png").exists()
 
 
 @pytest.mark.parametrize("command", ["train tiny --out run --resume", "sample run --out x.npz"])

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dit_edu.diffusion import PREDICTIONS, GaussianDiffusion, cosine_betas, linear_betas
+from dit_edu.diffusion import GaussianDiffusion
+from dit_edu.schedules import PREDICTIONS, cosine_betas, linear_betas
 
 SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 DIFFUSERS_PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}

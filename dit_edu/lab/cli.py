@@ -121,7 +121,9 @@ def sample(
     scale: Annotated[float | None, typer.Option(help="Guidance; 1 is none.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    sampler: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, ddpm or dpm++; of a flow, euler or heun.")
+    ] = None,
 ) -> None:
     """Draw images; what is not given is as the model's card has it."""
     from dataclasses import replace

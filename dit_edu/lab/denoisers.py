@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dit_edu.diffusion import GaussianDiffusion
+from dit_edu.interpolant import Interpolant
 
 
 class BestGuess(nn.Module):
@@ -23,21 +23,24 @@ class BestGuess(nn.Module):
         diffusion: the process.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion) -> None:
+    def __init__(self, diffusion: Interpolant) -> None:
         super().__init__()
-        self.speak = GaussianDiffusion(diffusion.betas, "x0")
-        self.prediction = diffusion.prediction
+        self.diffusion = diffusion
 
-    def best_x0(self, x: Tensor, alpha_bar: Tensor, y: Tensor) -> Tensor:
-        """E[x_0 | x_t] for flat images ``x`` (B, d) float64 at ``alpha_bar`` (B, 1): (B, d)."""
+    def best_x0(self, x: Tensor, signal: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        """E[x_0 | x_t] for flat images x_t = signal x_0 + sigma ε: (B, d) float64, as ``x`` is.
+
+        ``signal`` and ``sigma`` are (B, 1).
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         exact = x.double()
         flat = exact.flatten(1)  # (B, d)
-        x0 = self.best_x0(flat, self.speak.alpha_bar(t, flat), y).view_as(exact)  # (B, C, H, W)
-        say = {"x0": self.speak.to_x0, "eps": self.speak.to_eps, "v": self.speak.to_v}
-        return say[self.prediction](x0, exact, t).to(x.dtype)
+        signal, sigma = self.diffusion.signal_noise(t, flat)  # (B, 1)
+        x0 = self.best_x0(flat, signal, sigma, y)  # (B, d)
+        eps = (flat - signal * x0) / sigma  # (B, d)
+        return self.diffusion.target(x0, eps, t).view_as(exact).to(x.dtype)  # (B, C, H, W)
 
 
 class GaussianDenoiser(BestGuess):
@@ -50,27 +53,26 @@ class GaussianDenoiser(BestGuess):
     """
 
     def __init__(
-        self, diffusion: GaussianDiffusion, mean: Tensor, variances: Tensor, basis: Tensor
+        self, diffusion: Interpolant, mean: Tensor, variances: Tensor, basis: Tensor
     ) -> None:
         super().__init__(diffusion)
         self.mean, self.variances, self.basis = mean, variances, basis
 
-    def best_x0(self, x: Tensor, alpha_bar: Tensor, y: Tensor) -> Tensor:
-        signal = alpha_bar.sqrt()  # (B, 1)
+    def best_x0(self, x: Tensor, signal: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
         along = (x - signal * self.mean) @ self.basis  # (B, d), one number per direction
-        # In each direction of variance λ: Cov(x_0, x_t) / Var(x_t) = sqrt(ᾱ) λ / (ᾱ λ + 1 - ᾱ).
-        gain = signal * self.variances / (alpha_bar * self.variances + 1 - alpha_bar)  # (B, d)
+        # In each direction of variance λ: Cov(x_0, x_t) / Var(x_t) = a λ / (a² λ + b²).
+        gain = signal * self.variances / (signal**2 * self.variances + sigma**2)  # (B, d)
         return self.mean + (gain * along) @ self.basis.T  # (B, d)
 
 
-def pixels_alike(diffusion: GaussianDiffusion, images: Tensor) -> GaussianDenoiser:
+def pixels_alike(diffusion: Interpolant, images: Tensor) -> GaussianDenoiser:
     """It knows two numbers: the mean and the variance of all pixels of ``images`` (n, …)."""
     flat = images.flatten(1).double()  # (n, d)
     one = torch.ones(flat.shape[1], dtype=torch.float64)  # (d,)
     return GaussianDenoiser(diffusion, flat.mean() * one, flat.var() * one, one.diag())
 
 
-def gaussian(diffusion: GaussianDiffusion, images: Tensor) -> GaussianDenoiser:
+def gaussian(diffusion: Interpolant, images: Tensor) -> GaussianDenoiser:
     """It knows the mean image and the covariance of ``images`` (n, …)."""
     flat = images.flatten(1).double()  # (n, d)
     variances, basis = torch.linalg.eigh(torch.cov(flat.T))  # (d,), (d, d)
@@ -85,15 +87,15 @@ class PerClass(BestGuess):
         images, labels: (n, …) and (n,), with labels 0 … K-1, several images of each.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, diffusion: Interpolant, images: Tensor, labels: Tensor) -> None:
         super().__init__(diffusion)
         self.num_classes = int(labels.max()) + 1
         self.of_class = [gaussian(diffusion, images[labels == k]) for k in range(self.num_classes)]
 
-    def best_x0(self, x: Tensor, alpha_bar: Tensor, y: Tensor) -> Tensor:
+    def best_x0(self, x: Tensor, signal: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
         x0 = torch.empty_like(x)  # (B, d)
         for k, denoiser in enumerate(self.of_class):
-            x0[y == k] = denoiser.best_x0(x[y == k], alpha_bar[y == k], y[y == k])
+            x0[y == k] = denoiser.best_x0(x[y == k], signal[y == k], sigma[y == k], y[y == k])
         return x0
 
 
@@ -105,13 +107,13 @@ class Memoriser(BestGuess):
         images: (n, …).
     """
 
-    def __init__(self, diffusion: GaussianDiffusion, images: Tensor) -> None:
+    def __init__(self, diffusion: Interpolant, images: Tensor) -> None:
         super().__init__(diffusion)
         self.images = images.flatten(1).double()  # (n, d)
 
-    def best_x0(self, x: Tensor, alpha_bar: Tensor, y: Tensor) -> Tensor:
-        # |x_t - sqrt(ᾱ) x_i|² for every known image x_i, by multiplying out the square.
+    def best_x0(self, x: Tensor, signal: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        # |x_t - a x_i|² for every known image x_i, by multiplying out the square.
         known = self.images.square().sum(1)  # (n,)
-        square = x.square().sum(1, keepdim=True) + alpha_bar * known  # (B, n)
-        square = square - 2 * alpha_bar.sqrt() * (x @ self.images.T)  # (B, n)
-        return (-square / (2 * (1 - alpha_bar))).softmax(1) @ self.images  # (B, d)
+        square = x.square().sum(1, keepdim=True) + signal**2 * known  # (B, n)
+        square = square - 2 * signal * (x @ self.images.T)  # (B, n)
+        return (-square / (2 * sigma**2)).softmax(1) @ self.images  # (B, d)

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from dit_edu._checks import check_choice, check_positive_int
-from dit_edu.diffusion import GaussianDiffusion
+from dit_edu.flow import FlowMatching
 from dit_edu.guidance import Guided
+from dit_edu.interpolant import Interpolant
+from dit_edu.lab.recipes import Process
 from dit_edu.sampling import ddim_sample, ddpm_sample, noise_streams
+from dit_edu.solvers import dpmpp_2m_sample, euler_sample, heun_sample
 
-SAMPLERS = {"ddim": ddim_sample, "ddpm": ddpm_sample}
+DIFFUSION_SAMPLERS = {"ddim": ddim_sample, "ddpm": ddpm_sample, "dpm++": dpmpp_2m_sample}
+FLOW_SAMPLERS = {"euler": euler_sample, "heun": heun_sample}
+SAMPLERS = DIFFUSION_SAMPLERS | FLOW_SAMPLERS
 BATCH = 512  # images drawn at once
 
 
@@ -25,7 +30,7 @@ class Sampling:
     Args:
         steps: steps of the sampler.
         scale: guidance; 1 is none.
-        sampler: ``"ddim"`` or ``"ddpm"``.
+        sampler: ``"ddim"``, ``"ddpm"`` or ``"dpm++"``; of a flow ``"euler"`` or ``"heun"``.
 
     Raises:
         TypeError, ValueError: a setting is not allowed; the message names it.
@@ -41,10 +46,15 @@ class Sampling:
             raise ValueError(f"scale={self.scale} must be finite.")
         check_choice("sampler", self.sampler, SAMPLERS)
 
+    @classmethod
+    def usual(cls, process: Process, steps: int = 50, scale: float = 1.0) -> Sampling:
+        """With the sampler that a recipe's process is drawn by unless one says otherwise."""
+        return cls(steps, scale, "euler" if process.is_flow else "ddim")
+
 
 def draw(
     model: nn.Module,
-    diffusion: GaussianDiffusion,
+    diffusion: Interpolant,
     labels: Tensor,
     sampling: Sampling = Sampling(),
     *,
@@ -65,12 +75,15 @@ def draw(
         (n, C, H, W) in [-1, 1] on the CPU; x̂_0 is clamped to that range at every step.
 
     Raises:
-        TypeError, ValueError: a label or the number of steps does not fit model or process.
+        TypeError, ValueError: a label, the sampler or the number of steps does not fit model or
+            process.
     """
+    fitting = FLOW_SAMPLERS if isinstance(diffusion, FlowMatching) else DIFFUSION_SAMPLERS
+    sampler = fitting[check_choice("sampler", sampling.sampler, fitting)]
     guided = Guided(model, sampling.scale)
     device = next(model.parameters()).device
     images = [
-        SAMPLERS[sampling.sampler](
+        sampler(
             guided,
             diffusion,
             (len(y), model.in_channels, *model.input_size),

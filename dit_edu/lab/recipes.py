@@ -16,18 +16,27 @@ from typing import Any
 from torch import nn
 
 from dit_edu._checks import check_choice, check_positive_int
-from dit_edu.diffusion import PREDICTIONS, GaussianDiffusion
+from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
+from dit_edu.flow import FlowMatching
 from dit_edu.lab.data import DATASETS
 
 #: The models that a recipe can name.
 MODELS: dict[str, type[nn.Module]] = {"DiT": DiT}
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
+#: The schedules that are flows, by how they draw their times.
+FLOWS = {"flow": "uniform", "flow-logit-normal": "logit-normal"}
 
 
 @dataclass(frozen=True)
 class Process:
-    """The diffusion process of a recipe: noise schedule, what the network predicts, and T.
+    """The process of a recipe: noise schedule, what the network predicts, T, and the loss.
+
+    Args:
+        schedule: ``"linear"`` or ``"cosine"``; or a flow: ``"flow"``, ``"flow-logit-normal"``. A
+            flow predicts v, has 1000 steps, and takes none of the options below.
+        prediction, num_timesteps, variance, loss, min_snr, levels: see
+            :class:`~dit_edu.diffusion.GaussianDiffusion`.
 
     Raises:
         TypeError, ValueError: a field is not allowed.
@@ -36,15 +45,32 @@ class Process:
     schedule: str = "cosine"
     prediction: str = "v"
     num_timesteps: int = 1000
+    variance: str = "fixed-small"
+    loss: str | None = None
+    min_snr: float | None = None
+    levels: int = 256
 
     def __post_init__(self) -> None:
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("prediction", self.prediction, PREDICTIONS)
-        check_positive_int("num_timesteps", self.num_timesteps)
+        check_choice("schedule", self.schedule, [*SCHEDULES, *FLOWS])
+        self.build()  # it checks the rest
 
-    def build(self) -> GaussianDiffusion:
+    @property
+    def is_flow(self) -> bool:
+        """Whether images are drawn by a flow's samplers."""
+        return self.schedule in FLOWS
+
+    def build(self) -> GaussianDiffusion | FlowMatching:
         """The process itself."""
-        return SCHEDULES[self.schedule](self.num_timesteps, prediction=self.prediction)
+        options = asdict(self)
+        schedule = options.pop("schedule")
+        if not self.is_flow:
+            return SCHEDULES[schedule](**options)
+        for name, value in options.items():
+            if value != (usual := getattr(Process, name)):
+                raise ValueError(
+                    f"{name}={value!r} with schedule={schedule!r}; allowed: {usual!r}."
+                )
+        return FlowMatching(FLOWS[schedule])
 
 
 @dataclass(frozen=True)

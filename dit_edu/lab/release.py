@@ -80,7 +80,9 @@ def choose_sampling(
         shorter = replace(recipe, steps=round(recipe.steps * len(fit) / len(labels)))
         model = run(shorter, device=device, data=part, progress=False).model
         for setting in product(steps, scales):
-            samples = draw(model, recipe.process.build(), rest[1], Sampling(*setting))
+            samples = draw(
+                model, recipe.process.build(), rest[1], Sampling.usual(recipe.process, *setting)
+            )
             metrics = evaluate_on(samples, rest[1], part, rest, features)
             found.setdefault(setting, []).append(metrics)
     table = [
@@ -97,7 +99,7 @@ def choose_sampling(
         if accurate
         else max(table, key=lambda row: row["accuracy"])
     )
-    return Sampling(best["steps"], best["scale"]), table
+    return Sampling.usual(recipe.process, best["steps"], best["scale"]), table
 
 
 def release(

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dit_edu.diffusion import GaussianDiffusion
+from dit_edu.interpolant import Interpolant
 from dit_edu.lab.checkpoint import TrainState, checkpoint_path, load_checkpoint, save_checkpoint
 from dit_edu.lab.data import batch_indices, dataset
 from dit_edu.lab.devices import accelerator_on, random_state_of, uninterrupted
@@ -33,7 +33,7 @@ MEMORY_OF_BINS = 0.98  # the loss per bin is a mean over about the last 1/(1 - 0
 
 #: ``loss_fn(model, diffusion, x0, t, y, noise)`` returns (B,) tensors ``loss`` (to be minimised)
 #: and ``mse`` (to be reported per noise bin).
-LossFn = Callable[[nn.Module, GaussianDiffusion, Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
+LossFn = Callable[[nn.Module, Interpolant, Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 class NonFiniteLossError(ValueError):
@@ -108,7 +108,7 @@ def train(
         out: a folder for the checkpoint.
         resume: go on from the checkpoint in ``out``.
         device: ``"auto"`` takes CUDA, else MPS, else the CPU. On CUDA the model runs in bfloat16.
-        loss_fn: another loss, see ``LossFn``; the default is ``GaussianDiffusion.losses``.
+        loss_fn: another loss, see ``LossFn``; the default is the process's own ``losses``.
         data: images (n, C, H, W) in [-1, 1] and labels (n,) in place of the recipe's training half.
 
     Yields:
@@ -222,7 +222,7 @@ def _loop(
             with random_state_of(
                 state.seed, state.step, accelerator.device, accelerator.process_index
             ) as generator:
-                x0, t, y, noise = _batch(recipe, state, accelerator, generator, data)
+                x0, t, y, noise = _batch(recipe, diffusion, state, accelerator, generator, data)
                 losses = loss_fn(model, diffusion, x0, t, y, noise)  # (B,) each
                 loss = losses["loss"].mean()
                 accelerator.backward(loss)
@@ -276,6 +276,7 @@ def _default_loss(model, diffusion, x0, t, y, noise) -> dict[str, Tensor]:
 
 def _batch(
     recipe: Recipe,
+    diffusion: Interpolant,
     state: TrainState,
     accelerator: Accelerator,
     generator: torch.Generator,
@@ -289,7 +290,7 @@ def _batch(
     images, labels = data
     size, device = recipe.batch_size, accelerator.device
     rows = batch_indices(len(images), size, state.seed, state.step).to(device)  # (B,)
-    t = torch.randint(recipe.process.num_timesteps, (size,), generator=generator, device=device)
+    t = diffusion.sample_times(size, generator, device)  # (B,)
     noise = torch.randn(
         (size, *images.shape[1:]), generator=generator, device=device, dtype=images.dtype
     )  # (B, C, H, W)
@@ -304,7 +305,7 @@ def _gather(
 ) -> tuple[Tensor, Tensor]:
     """The mean loss, and sums and counts of the error per noise bin, over all processes."""
     bins = torch.zeros(2, recipe.noise_bins, device=mse.device, dtype=mse.dtype)
-    index = t * recipe.noise_bins // recipe.process.num_timesteps  # (B,)
+    index = (t * recipe.noise_bins // recipe.process.num_timesteps).long()  # (B,)
     bins.index_add_(1, index, torch.stack([mse, torch.ones_like(mse)]))  # (2, B) -> (2, bins)
     if accelerator.num_processes > 1:
         loss = accelerator.reduce(loss, "mean")

@@ -20,7 +20,7 @@ from dit_edu.lab.draw import Sampling
 from dit_edu.lab.features import KIND as FEATURES
 from dit_edu.lab.features import ZOO, FeatureNet
 from dit_edu.lab.files import read_json, read_safetensors, sha256, write_json, write_safetensors
-from dit_edu.lab.recipes import MODELS
+from dit_edu.lab.recipes import MODELS, Process, Recipe
 
 KINDS: dict[str, type[nn.Module]] = {**MODELS, FEATURES: FeatureNet}
 
@@ -71,7 +71,9 @@ def load(name: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
         content = _card_of_checkpoint(path, metadata)
         weights = part(weights, "ema/")
     elif "config" in metadata and metadata.get("kind") in KINDS:
-        content = {"sampling": vars(Sampling()), **metadata}
+        draws = metadata["kind"] in MODELS and "recipe" in metadata
+        process = Recipe.from_dict(metadata["recipe"]).process if draws else Process()
+        content = {"sampling": vars(Sampling.usual(process)), **metadata}
     else:
         raise ValueError(f"{path} is a safetensors file, but no model of dit_edu.")
     return _build(content, weights, path), content
@@ -127,5 +129,5 @@ def _card_of_checkpoint(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
         "recipe": recipe.as_dict(),
         "seed": metadata["seed"],
         "steps": metadata["step"],
-        "sampling": vars(Sampling()),
+        "sampling": vars(Sampling.usual(recipe.process)),
     }

@@ -21,7 +21,7 @@ from dit_edu.lab.checkpoint import checkpoint_path
 from dit_edu.lab.cli import main
 from dit_edu.lab.draw import Sampling, draw
 from dit_edu.lab.files import read_safetensors
-from dit_edu.lab.recipes import RECIPES
+from dit_edu.lab.recipes import RECIPES, Process
 from dit_edu.lab.train import run, train
 
 CONFIG = {**RECIPES["digits-dit"].model, "hidden_size": 16, "depth": 1, "num_heads": 2}
@@ -57,7 +57,7 @@ def test_train_is_the_training_loop(trained, tmp_path, monkeypatch, capsys):
 
 def test_npz_holds_images_and_labels(trained, tmp_path):
     file = tmp_path / "x.npz"
-    options = ["--n", "13", "--scale", "2", "--steps", "3", "--seed", "4", "--sampler", "ddpm"]
+    options = ["--n", "13", "--scale", "2", "--steps", "3", "--seed", "4", "--sampler", "dpm++"]
     assert main(["sample", str(trained), "--out", str(file), *options]) == 0
     with np.load(file) as content:  # allow_pickle is off
         images, labels = content["images"], content["labels"]
@@ -65,11 +65,26 @@ def test_npz_holds_images_and_labels(trained, tmp_path):
     assert images.shape == (13, 1, 8, 8)
     assert labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
     model, _ = zoo.load(trained)
-    settings = Sampling(3, 2.0, "ddpm")
+    settings = Sampling(3, 2.0, "dpm++")
     expected = draw(model, TINY.process.build(), torch.from_numpy(labels), settings, seed=4)
     np.testing.assert_array_equal(images, ((expected + 1) / 2).numpy())
     assert images.min() >= 0
     assert images.max() <= 1
+
+
+def test_a_flow_is_trained_and_drawn(tmp_path, capsys):
+    """From a recipe to images, with the sampler that a flow has unless one says otherwise."""
+    flow = replace(TINY, process=Process(schedule="flow"))
+    run(flow, out=tmp_path / "run", device="cpu", progress=False)
+    common = ["sample", str(tmp_path / "run"), "--n", "2", "--steps", "3"]
+    for options, sampler in (([], "euler"), (["--sampler", "heun"], "heun")):
+        file = tmp_path / f"{sampler}.npz"
+        assert main([*common, "--out", str(file), *options]) == 0
+        assert f"Sampling(steps=3, scale=1.0, sampler='{sampler}')" in capsys.readouterr().out
+        assert np.isfinite(np.load(file)["images"]).all()
+    assert main([*common, "--out", str(tmp_path / "x.npz"), "--sampler", "ddpm"]) == 2
+    assert "sampler='ddpm' is unknown; allowed: euler, heun" in capsys.readouterr().err
+    assert not (tmp_path / "x.npz").exists()
 
 
 def test_one_class_for_all(trained, tmp_path):
@@ -147,7 +162,7 @@ LONG = """
 import sys
 from dataclasses import replace
 from dit_edu.lab.cli import main
-from dit_edu.lab.recipes import RECIPES
+from dit_edu.lab.recipes import RECIPES, Process
 config = {**RECIPES["digits-dit"].model, "hidden_size": 8, "depth": 1, "num_heads": 1}
 RECIPES["long"] = replace(
     RECIPES["digits-dit"], name="long", model=config, batch_size=2, steps=400, checkpoint_every=20

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from dit_edu.diffusion import PREDICTIONS, GaussianDiffusion
+from dit_edu.diffusion import GaussianDiffusion
+from dit_edu.flow import FlowMatching
 from dit_edu.lab.data import digits
 from dit_edu.lab.denoisers import Memoriser, PerClass, gaussian, pixels_alike
 from dit_edu.sampling import ddim_sample, ddpm_sample
+from dit_edu.schedules import PREDICTIONS, convert_level, rescale
 
 
 def noisy(x0, diffusion, t, seed=0):
@@ -50,6 +54,20 @@ def test_gaussian_is_the_posterior_mean_by_matrix_algebra():
             x_t[i : i + 1], steps[:1], labels[i : i + 1]
         )
         torch.testing.assert_close(ours[i : i + 1], alone)
+
+
+def test_every_denoiser_speaks_of_a_flow_too():
+    """At equal noise a flow's image is the diffusion's, rescaled: the same is under it."""
+    images, labels = digits()
+    diffusion, flow = GaussianDiffusion.cosine(1000, "v"), FlowMatching()
+    _, steps, x_t = noisy(images[:7].double(), diffusion, 400)
+    ab = diffusion.alphas_cumprod[steps]
+    t, x_tau = 999 * convert_level(ab, "alpha_bar", "tau"), rescale(x_t, ab, "alpha_bar", "tau")
+    for make in (gaussian, pixels_alike, Memoriser, partial(PerClass, labels=labels)):
+        by_diffusion, by_flow = make(diffusion, images=images), make(flow, images=images)
+        want = diffusion.to_x0(by_diffusion(x_t, steps, labels[:7]), x_t, steps)
+        got = flow.to_x0(by_flow(x_tau, t, labels[:7]), x_tau, t)
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
 
 
 def test_pixels_alike_is_one_dimensional_bayes():

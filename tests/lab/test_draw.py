@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from dit_edu.diffusion import GaussianDiffusion
+from dit_edu.flow import FlowMatching
 from dit_edu.lab import draw as draw_module
-from dit_edu.lab.draw import Sampling, contact_sheet, cycle_labels, draw
+from dit_edu.lab.draw import DIFFUSION_SAMPLERS, Sampling, contact_sheet, cycle_labels, draw
+from dit_edu.lab.recipes import Process
 
 
 class Clean(nn.Module):
@@ -32,7 +34,7 @@ class Clean(nn.Module):
 PROCESS = GaussianDiffusion.cosine(100, prediction="x0")
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
 @pytest.mark.parametrize("batch", [4, 512])
 def test_every_label_gets_its_image(sampler, batch, monkeypatch):
     monkeypatch.setattr(draw_module, "BATCH", batch)
@@ -41,6 +43,37 @@ def test_every_label_gets_its_image(sampler, batch, monkeypatch):
     assert images.shape == (11, 1, 2, 3)
     torch.testing.assert_close(images[:, 0, 0, 0], labels / 10)
     assert model.seen == [n for n in ([4, 4, 3] if batch == 4 else [11]) for _ in range(5)]
+
+
+@pytest.mark.parametrize(("sampler", "asked"), [("euler", 5), ("heun", 9)])
+def test_every_label_gets_its_image_by_a_flow(sampler, asked):
+    class Toward(Clean):
+        """The velocity of one who knows the image: v = (x - x_0) / τ."""
+
+        def forward(self, x, t, y):
+            return (x - super().forward(x, t, y)) / (t / 999).view(-1, 1, 1, 1)
+
+    model, labels = Toward(), cycle_labels(11, 10)
+    images = draw(model, FlowMatching(), labels, Sampling(5, 1.0, sampler))
+    torch.testing.assert_close(images[:, 0, 0, 0], labels / 10)
+    assert model.seen == [11] * asked
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler", "words"),
+    [
+        (PROCESS, "euler", "sampler='euler' is unknown; allowed: ddim, ddpm, dpm"),
+        (FlowMatching(), "ddim", "sampler='ddim' is unknown; allowed: euler, heun"),
+    ],
+)
+def test_a_sampler_of_the_other_process_is_refused(process, sampler, words):
+    with pytest.raises(ValueError, match=words):
+        draw(Clean(), process, torch.tensor([1]), Sampling(5, 1.0, sampler))
+
+
+def test_each_process_has_its_usual_sampler():
+    assert Sampling.usual(Process(), 20, 1.5) == Sampling(20, 1.5, "ddim")
+    assert Sampling.usual(Process(schedule="flow")) == Sampling(50, 1.0, "euler")
 
 
 def test_guidance_and_the_clamp():

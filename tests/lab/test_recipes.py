@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dit_edu.flow import FlowMatching
 from dit_edu.lab.recipes import RECIPES, Process, Recipe, get_recipe
 
 RECIPE = RECIPES["digits-dit"]
@@ -48,6 +49,43 @@ def test_a_bad_process_is_named(field, value):
         Process(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(schedule="flaw"), "schedule='flaw' is unknown.*Did you mean 'flow'"),
+        (dict(schedule="flow", prediction="eps"), "prediction='eps' with schedule='flow'; .*'v'"),
+        (dict(schedule="flow", num_timesteps=50), "num_timesteps=50 with .*allowed: 1000"),
+        (dict(schedule="flow-logit-normal", min_snr=5.0), "min_snr=5.0 with .*allowed: None"),
+        (dict(variance="learned"), "variance='learned' is unknown"),
+        (dict(variance="learned-range", loss="simple"), "do not go together"),
+        (dict(loss="hybrid"), "do not go together"),
+        (dict(min_snr=0.0), "min_snr=0.0"),
+        (dict(levels=1), "levels=1"),
+        (dict(schedule="linear", num_timesteps=10), "betas runs"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(fields, words):
+    with pytest.raises(ValueError, match=words):
+        Process(**fields)
+
+
+def test_a_process_builds_what_it_names():
+    learnt = Process("linear", "eps", 500, variance="learned-range", min_snr=5.0, levels=17).build()
+    assert (learnt.num_timesteps, learnt.prediction) == (500, "eps")
+    assert (learnt.variance, learnt.loss) == ("learned-range", "hybrid")
+    assert (learnt.min_snr, learnt.levels) == (5.0, 17)
+    for schedule, times in (("flow", "uniform"), ("flow-logit-normal", "logit-normal")):
+        flow = Process(schedule=schedule).build()
+        assert isinstance(flow, FlowMatching)
+        assert flow.times == times
+
+
+def test_a_recipe_of_an_older_card_is_still_read():
+    content = RECIPE.as_dict()
+    content["process"] = {"schedule": "cosine", "prediction": "v", "num_timesteps": 1000}
+    assert Recipe.from_dict(content).process == Process()
+
+
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'digits-dit'"):
         get_recipe("digit-dit")
@@ -76,7 +114,12 @@ def test_the_average_is_young_at_first():
 
 
 def test_a_recipe_survives_json():
-    recipe = replace(RECIPE, model={**RECIPE.model, "input_size": (8, 8)}, betas=(0.8, 0.95))
+    recipe = replace(
+        RECIPE,
+        model={**RECIPE.model, "input_size": (8, 8)},
+        betas=(0.8, 0.95),
+        process=Process(schedule="flow"),
+    )
     back = Recipe.from_dict(json.loads(json.dumps(recipe.as_dict())))
     assert recipe.difference(back) is None
     assert isinstance(back.process, Process)

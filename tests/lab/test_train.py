@@ -1,6 +1,7 @@
 """The training loop: what it computes, and that nothing is lost when it is cut short."""
 
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -198,6 +199,36 @@ def test_it_learns_the_data():
     history = finish(replace(TINY, steps=200, lr=3e-3, batch_size=64, warmup=10)).history
     first, last = history[0]["loss"], sum(row["loss"] for row in history[-20:]) / 20
     assert last < 0.6 * first
+
+
+@pytest.mark.parametrize("schedule", ["flow", "flow-logit-normal"])
+def test_a_flow_trains_in_the_same_loop(schedule):
+    """Twenty steps: its times are real numbers of its law, in their bins, and the loss falls."""
+    times = []
+
+    def spy(model, flow, x0, t, y, noise):
+        times.append(t)
+        return flow.losses(model, x0, t, y, noise=noise)
+
+    recipe = replace(
+        TINY, process=Process(schedule=schedule), steps=20, batch_size=64, lr=1e-2, noise_bins=3
+    )
+    history = finish(recipe, loss_fn=spy).history
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    t = torch.cat(times)
+    assert t.is_floating_point()
+    assert 0 <= t.min() < t.max() <= 999
+    middle = ((t >= 1000 / 3) & (t < 2000 / 3)).double().mean()  # P(|z| < ln 2) if logit-normal
+    assert middle == pytest.approx(1 / 3 if schedule == "flow" else 0.512, abs=0.04)
+    assert all(math.isfinite(loss) for loss in history[-1]["loss_by_bin"])
+
+
+def test_a_learnt_variance_trains_in_the_same_loop():
+    process = Process(num_timesteps=50, variance="learned-range", levels=3)
+    recipe = replace(TINY, process=process, model={**TINY.model, "learn_sigma": True})
+    history = finish(recipe).history
+    assert len(history) == TINY.steps
+    assert all(math.isfinite(row["loss"]) for row in history)
 
 
 def test_run_returns_the_average_and_the_history(tmp_path):

@@ -7,10 +7,10 @@ VENDORED := book/_static/vendor/.npm-ci
 NOTEBOOKS = $(shell find notebooks -name '*.ipynb' -not -path '*/.*' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint lab zoo notebooks figures clean
+.PHONY: help book test lint lab zoo experiments notebooks figures clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 book: $(INSTALLED) $(VENDORED) ## Build the book into _build/html (warnings are errors)
 	@$(BIN)/jupyter-book build . -W -n --keep-going -q
@@ -28,6 +28,9 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 	$(BIN)/python -m dit_edu release digits-features
 	$(BIN)/python -m dit_edu release digits-dit
 	$(BIN)/python -m dit_edu evaluate digits-dit
+
+experiments: $(INSTALLED) ## Compute the tables in results/, cell by cell; goes on where it was interrupted
+	OMP_NUM_THREADS=1 $(BIN)/python -m dit_edu.lab.experiments $(NAMES)
 
 notebooks: $(INSTALLED) ## Execute the notebooks in place, reproducibly
 	$(BIN)/python scripts/execute_notebooks.py $(NOTEBOOKS)

@@ -21,7 +21,7 @@ def timestep_grid(
     Args:
         num_timesteps: T of the process.
         steps: how many to visit, 1 to T; or a text such as ``"10,10,10"`` or ``"ddim50"``, see
-            :func:`respaced`.
+            :func:`~dit_edu.grids.respaced`.
         kind: ``"uniform"`` spaces them evenly from T-1 to 0; ``"quadratic"`` makes the strides grow
             with t, so that more steps fall where little noise is left; ``"beta"`` makes each stride
             as long as β is large there.

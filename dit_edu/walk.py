@@ -61,7 +61,7 @@ def noise_streams(seed: int, n: int, start: int = 0) -> list[torch.Generator]:
             give the same noise.
 
     Returns:
-        n generators on the CPU: a sample is the same on every device, too.
+        n generators, all on the CPU, so that a sample is the same on every device.
     """
     numbers = range(start, start + n)
     return [torch.Generator().manual_seed((1_000_003 * seed + k) % 2**32) for k in numbers]

@@ -124,6 +124,66 @@ def test_posterior_is_bayes(t, gap):
     torch.testing.assert_close(ours[2].exp(), ours[1], rtol=1e-9, atol=0)
 
 
+# Schedules of one's own: any list of numbers inside (0, 1).
+OWN_BETAS = st.lists(st.floats(1e-4, 0.6), min_size=2, max_size=30)
+
+
+def own(betas: list[float], data: st.DataObject) -> tuple[GaussianDiffusion, int, int]:
+    """The process of these betas, and two of its steps, s < t."""
+    t = data.draw(st.integers(1, len(betas) - 1))
+    s = data.draw(st.integers(0, t - 1))
+    return GaussianDiffusion(torch.tensor(betas, dtype=torch.float64)), s, t
+
+
+@given(betas=OWN_BETAS, data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_marginals_compose(betas, data):
+    """From 0 to s by the marginal, from s to t step by step by β: the marginal of t."""
+    diffusion, s, t = own(betas, data)
+    x0 = torch.tensor([[0.7]], dtype=torch.float64)
+    mean, variance, _ = diffusion.q_mean_variance(x0, torch.tensor([s]))
+    for beta in betas[s + 1 : t + 1]:
+        mean, variance = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
+    want = diffusion.q_mean_variance(x0, torch.tensor([t]))
+    torch.testing.assert_close(mean, want[0], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(variance, want[1], rtol=1e-10, atol=0)
+    torch.testing.assert_close(want[2].exp(), want[1], rtol=1e-10, atol=0)
+    # And it is what q_sample draws from: mean for no noise, a standard deviation for one.
+    zero, one = torch.zeros_like(x0), torch.ones_like(x0)
+    at_zero, at_one = (diffusion.q_sample(x0, torch.tensor([t]), n) for n in (zero, one))
+    torch.testing.assert_close(at_zero, want[0])
+    torch.testing.assert_close((at_one - at_zero) ** 2, want[1])
+
+
+@given(betas=OWN_BETAS, data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_posteriors_are_consistent(betas, data):
+    """Averaged over x_t ~ q(x_t | x_0), the posterior of x_s is the marginal of x_s."""
+    diffusion, s, t = own(betas, data)
+    x0 = torch.tensor([[0.7], [0.7]], dtype=torch.float64)
+    steps, prev = torch.tensor([t, t]), torch.tensor([s, s])
+    mean_t, variance_t, _ = diffusion.q_mean_variance(x0[:1], steps[:1])
+    x_t = mean_t + torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    centers, variance, _ = diffusion.q_posterior(x0, x_t, steps, prev)
+    slope = centers[1] - centers[0]  # the posterior's mean is linear in x_t
+    want = diffusion.q_mean_variance(x0[:1], prev[:1])
+    torch.testing.assert_close(centers[:1], want[0], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(variance[:1] + slope**2 * variance_t, want[1], rtol=1e-10, atol=0)
+
+
+@given(t=st.integers(0, 999), said=st.sampled_from(PREDICTIONS), back=st.sampled_from(PREDICTIONS))
+@settings(max_examples=60, deadline=None)
+def test_conversions_are_inverses(t, said, back):
+    """Any output, said in other words and back, is itself; no truth is needed for that."""
+    x_t, _, out = batch(t, b=1)
+    steps = torch.tensor([t])
+    here, there = GaussianDiffusion.linear(1000, said), GaussianDiffusion.linear(1000, back)
+    words = getattr(here, f"to_{back}")(out, x_t, steps)
+    torch.testing.assert_close(
+        getattr(there, f"to_{said}")(words, x_t, steps), out, rtol=1e-7, atol=1e-7
+    )
+
+
 def test_posterior_table_is_the_posterior():
     diffusion = GaussianDiffusion.cosine(1000)
     t = torch.arange(1000)

@@ -21,7 +21,6 @@ import numpy as np
 from dit_edu.lab.panels import Axis
 from dit_edu.lab.widgets import Figure
 
-Tick = Callable[[int, int], None]
 STORED = "stored frame"
 
 
@@ -63,11 +62,12 @@ class Newest:
             self._work(request, check)
 
 
-class Live(ipywidgets.VBox):
+class Live:
     """The control of a figure, whose frames a model draws anew where there is a kernel.
 
     Nothing is drawn before a reader moves something. What only a kernel can answer, ``extras`` and
-    the progress bar, stays hidden until a browser and a kernel have found each other.
+    the progress bar, stays hidden until a browser and a kernel have found each other. A notebook
+    shows ``box``, the widget that holds all parts.
 
     Args:
         figure: gives the sliders and the stored frames.
@@ -78,7 +78,7 @@ class Live(ipywidgets.VBox):
         extras: further controls by name, with ``value`` and ``description``; one with the name of
             an axis takes the place of its slider.
         source: who draws, and where, in a few words.
-        max_frames: the most stored frames, see :meth:`Figure.control`.
+        max_frames: the most stored frames, see :meth:`~dit_edu.lab.widgets.Figure.control`.
         pause: seconds without a move before the model is asked.
 
     Raises:
@@ -88,7 +88,7 @@ class Live(ipywidgets.VBox):
     def __init__(
         self,
         figure: Figure,
-        make: Callable[[dict[str, Any], Tick], Figure],
+        make: Callable[[dict[str, Any], Callable[[int, int], None]], Figure],
         extras: Mapping[str, ipywidgets.Widget],
         source: str,
         max_frames: int = 40,
@@ -111,7 +111,7 @@ class Live(ipywidgets.VBox):
             [ipywidgets.HBox(list(row), layout=wrap) for row in rows],
             layout=ipywidgets.Layout(display="none"),
         )
-        super().__init__([control.row, self.desk, control.pictures])
+        self.box = ipywidgets.VBox([control.row, self.desk, control.pictures])
         _when_seen(self._unfold)
 
         try:
@@ -123,6 +123,9 @@ class Live(ipywidgets.VBox):
             slider.observe(self._ask, "index")
         for extra in extras.values():
             extra.observe(self._ask, "value")
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        return self.box._repr_mimebundle_(**kwargs)
 
     def _unfold(self) -> None:
         self.desk.layout.display = "flex"

@@ -127,10 +127,10 @@ def follow(state: dict, view: str, indices: dict[str, int]) -> str:
 def test_without_a_kernel_the_links_reach_all_stored_frames_and_nothing_else_is_shown():
     asked = []
     live = control(lambda *request: asked.append(request))
-    state = embed_data(views=[live])["manager_state"]["state"]
+    state = embed_data(views=[live.box])["manager_state"]["state"]
     stored = bars([0, 10, 20, 30], ["soft", "hard"])
     for i, j in itertools.product(range(4), range(2)):
-        seen = ipywidgets.HTML(follow(state, live.model_id, {"t": i, "mode": j}))
+        seen = ipywidgets.HTML(follow(state, live.box.model_id, {"t": i, "mode": j}))
         assert caption(seen) == STORED
         np.testing.assert_array_equal(pixels(seen), still(stored, t=i, mode=j))
     desk = state[live.desk.model_id]["state"]["layout"].removeprefix("IPY_MODEL_")
@@ -364,6 +364,9 @@ def test_in_a_kernel_nothing_runs_before_a_move_and_the_picture_comes_between_ce
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     printed = [cell.outputs[0].text for cell in notebook.cells]
+    view = notebook.cells[0].outputs[1].data["application/vnd.jupyter.widget-view+json"]
+    widgets = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"].state
+    assert widgets[view["model_id"]].model_name == "VBoxModel"
     assert printed[0] == "0\n"  # no thread
     assert printed[1].endswith("<small>stored frame</small>\n")
     assert printed[2].endswith("<small>live: tiny</small>\n")

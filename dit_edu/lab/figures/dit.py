@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ from dit_edu._checks import check_positive_int
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.guidance import Guided
 from dit_edu.lab.charts import Bars, Curves, Line
-from dit_edu.lab.live import Live, Tick
+from dit_edu.lab.live import Live
 from dit_edu.lab.panels import Axis, Images
 from dit_edu.lab.widgets import Figure
 from dit_edu.sampling import Callback, ddim_sample, timestep_grid
@@ -171,7 +171,7 @@ def live_trajectory(
     stored = reverse_trajectory(own, diffusion, (scale,), steps)
     step, classes, scales = stored.axes
 
-    def make(settings: dict[str, Any], tick: Tick) -> Figure:
+    def make(settings: dict[str, Any], tick: Callable[[int, int], None]) -> Figure:
         return reverse_trajectory(
             own.to(device),
             diffusion,

@@ -1,4 +1,4 @@
-"""What a forward pass costs: parameters, multiply-adds executed, seconds and memory.
+"""What a forward pass or an update costs: parameters, multiply-adds executed, seconds, memory.
 
 One multiply-add (MAC) is two floating-point operations; the DiT paper prints MACs and calls them
 FLOPs. Counted are matrix products, convolutions and attention, as papers count; what works element
@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from dit_edu._checks import check_positive_int
+from dit_edu.lab.data import dataset
+from dit_edu.lab.recipes import Recipe
+from dit_edu.lab.train import train
 
 WARM_UP = 2
 
@@ -47,6 +52,66 @@ class Cost:
     def flops(self) -> int:
         """Floating-point operations, two for each MAC."""
         return 2 * self.macs
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """The cost of one update of the training loop.
+
+    Attributes:
+        params: Number of trained parameters.
+        macs: Multiply-adds of forward and backward pass together, for the whole batch.
+        state: Bytes that stay from update to update: weights, average, the optimizer's moments.
+        transient: Bytes that come and go on top, at their peak: activations, gradients, the batch.
+        seconds: Median time of an update, drawing the batch included.
+        images_per_second: Images that the loop goes through in a second.
+    """
+
+    params: int
+    macs: int
+    state: int
+    transient: int
+    seconds: float
+    images_per_second: float
+
+
+def count_training(recipe: Recipe, *, updates: int = 10, device: str = "cpu") -> TrainingCost:
+    """Measure a few updates of :func:`dit_edu.lab.train.train` on a recipe.
+
+    Args:
+        recipe: What to train; nothing is kept of it.
+        updates: How many the median time is taken of, after two to warm up.
+        device: See :func:`dit_edu.lab.train.train`.
+
+    Raises:
+        TypeError, ValueError: ``updates`` is no positive integer.
+    """
+    check_positive_int("updates", updates)
+    recipe = replace(recipe, steps=WARM_UP + updates, warmup=0)
+    data = dataset(recipe.data).load("train")  # not a cost of training
+    steps = train(recipe, device=device, data=data)
+    times = []
+    for _ in range(WARM_UP + updates):
+        start = time.perf_counter()
+        _ = next(steps).loss  # a number asked for: a GPU has to be done
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[WARM_UP:])
+    with _LiveStorage() as live:  # from the first weight on
+        steps = train(recipe, device=device, data=data)
+        next(steps)  # it makes the moments
+        state = live.peak = live.bytes
+        with _flop_counter() as counter:
+            next(steps)
+    with torch.device("meta"):
+        model = recipe.build_model()
+    return TrainingCost(
+        params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        macs=counter.get_total_flops() // 2,
+        state=state,
+        transient=live.peak - state,
+        seconds=seconds,
+        images_per_second=recipe.batch_size / seconds,
+    )
 
 
 def count(model: nn.Module, *inputs: Any, repeats: int = 5) -> Cost:
@@ -104,10 +169,24 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
     return 2 * b * h * n * m * (d + e)  # q k^T costs N M d MACs a head, the weighted sum N M e
 
 
+def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any):
+    b, h, n, d = query
+    m, e = value[-2:]
+    return 2 * b * h * n * m * (3 * d + 2 * e)  # the scores once more; dV, dA; dQ, dK
+
+
+def _flop_counter() -> FlopCounterMode:
+    """A counter that knows the CPU's fused attention too, not CUDA's alone."""
+    aten = torch.ops.aten
+    on_cpu = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping=on_cpu)
+
+
 def _macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
-    # The counter knows CUDA's fused attention but not the CPU's.
-    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+    with _flop_counter() as counter:
         model(*inputs)
     return counter.get_total_flops() // 2
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dit_edu.dit import DiT
-from dit_edu.lab.profile import Cost, count
+from dit_edu.lab.profile import Cost, count, count_training
+from dit_edu.lab.recipes import Recipe
 
 
 class Call(nn.Module):
@@ -147,3 +148,38 @@ def test_bad_repeats():
     with pytest.raises(ValueError, match="repeats=-1"):
         count(nn.Identity(), torch.randn(1), repeats=-1)
     assert count(nn.Identity(), torch.randn(1), repeats=0) == Cost(0, 0)
+
+
+def small(**changes) -> Recipe:
+    model = dict(input_size=8, patch_size=2, in_channels=1, hidden_size=32, depth=3, num_heads=4)
+    model |= dict(num_classes=10, learn_sigma=False)
+    return Recipe(name="small", model=model, **{"batch_size": 16, **changes})
+
+
+def test_macs_of_an_update_are_three_forward_passes_and_a_little():
+    """A linear map costs as much again for each of its two gradients; not all have both."""
+    b, n, d, depth = 16, 16, 32, 3
+    cost = count_training(small(), updates=1)
+    x, y = torch.zeros(b, 1, 8, 8), torch.zeros(b, dtype=torch.long)
+    forward = count(small().build_model(), x, y, y, repeats=0).macs
+    without_input_gradient = b * (n * 4 * d + 256 * d)  # patches, and the waves of t
+    scores_again = b * depth * n * n * d  # fused attention keeps no table: it is made anew
+    assert cost.macs == 3 * forward - without_input_gradient + scores_again
+
+
+def test_memory_of_training_is_state_and_activations():
+    costs = {b: count_training(small(batch_size=b), updates=1) for b in (1, 16, 32)}
+    weights = 4 * costs[1].params  # bytes; weights, average and Adam's two moments stay
+    assert costs[1].params == sum(w.numel() for w in small().build_model().parameters()) - 16 * 32
+    assert 4 * weights < costs[1].state < 4.2 * weights
+    assert weights < costs[1].transient < 1.1 * weights  # one image: the gradients
+    each = (costs[32].transient - costs[16].transient) / 16
+    assert costs[32].transient == pytest.approx(32 * each, rel=0.02)  # activations, then
+
+
+def test_speed_of_training():
+    cost = count_training(small(), updates=3)
+    assert 0 < cost.seconds < 10
+    assert cost.images_per_second == pytest.approx(16 / cost.seconds)
+    with pytest.raises(ValueError, match="updates=0"):
+        count_training(small(), updates=0)

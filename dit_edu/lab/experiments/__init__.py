@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,13 @@ from dit_edu.lab.devices import device_name
 from dit_edu.lab.files import atomic_write, provenance, read_json
 
 CHAPTERS = ("training",)
-RESULTS = Path(__file__).resolve().parents[3] / "results"
+TREE = Path(__file__).resolve().parents[3]
+#: Where the tables lie: in a clone of the book's repository, or where pip put them.
+RESULTS = (
+    TREE / "results"
+    if (TREE / "pyproject.toml").is_file()
+    else Path(sysconfig.get_path("data"), "share", "dit-edu", "results")
+)
 ROW = {"setting", "seed", "definition", "metrics", "seconds", "device", "threads"}
 ROW |= {"versions", "commit"}
 Row = dict[str, Any]

@@ -213,7 +213,7 @@ def _respaced() -> tuple[int, int, int, int]:
 
 def _judge_respace(answer: Any) -> str | None:
     if not isinstance(answer, tuple | list) or len(answer) != 4:
-        return 'Give four numbers: the first step of "50", of "ddim50", of "1"; the least gap of "10,10,10".'
+        return 'Four numbers: first steps of "50", "ddim50" and "1"; the least gap in "10,10,10".'
     reasons = (
         '"50": one section, evenly spaced *with both ends*: it begins at the noisiest step.',
         '"ddim50": every n-th step from 0 on, for the n that gives 50 of them. Where does it stop?',

@@ -319,6 +319,13 @@
   const script = (src) => new Promise((done, failed) => document.head.append(
     Object.assign(document.createElement("script"), { src, onload: done, onerror: () => failed(new Error(`no script at ${src}`)) })));
 
+  /** Start what was to wait for the first figure: MathJax takes most of a second. */
+  const later = () => document.querySelectorAll('script[type="text/later"]').forEach((waiting) => {
+    waiting.remove();
+    script(waiting.src);
+  });
+  setTimeout(later, 1500);                       // should no figure come
+
   class DitFigure extends HTMLElement {
     static tools = { el, range, reduced, absolute, script };
 
@@ -342,6 +349,7 @@
         await this.build();
         this.dataset.ready = "1";
         performance.mark("dit-figure ready");
+        requestAnimationFrame(() => setTimeout(later));
       } catch (error) {                          // the still picture inside stays
         this.dataset.failed = "1";
         this.append(el("p", { class: "dit-note" }, "The moving figure could not be loaded; this is its still picture."));

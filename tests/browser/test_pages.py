@@ -219,12 +219,12 @@ def draw(model: Locator) -> None:
 def check_widgets(page: Page) -> None:
     """The controls of a notebook work on the published page, where there is no kernel."""
     shown = "() => [...document.querySelectorAll('.jupyter-widgets img')].map((i) => i.src)"
-    for handle in page.locator(".jupyter-widgets .noUi-handle").all():
+    for handle in page.locator(".jupyter-widgets .noUi-handle:visible").all():
         before = page.evaluate(shown)
         at_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
         handle.press("ArrowLeft" if at_end else "ArrowRight")
         page.wait_for_function(f"before => String(({shown})()) !== String(before)", arg=before)
-    for group in page.locator(".jupyter-widgets.widget-toggle-buttons").all():
+    for group in page.locator(".widget-toggle-buttons:visible").all():
         before = page.evaluate(shown)
         group.locator("button:not(.mod-active)").first.click()
         page.wait_for_function(f"before => String(({shown})()) !== String(before)", arg=before)

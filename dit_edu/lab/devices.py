@@ -37,7 +37,9 @@ def accelerator_on(device: str = "auto") -> Accelerator:
     if not torch.distributed.is_initialized():
         # accelerate keeps one device for the life of a process; a notebook may want another.
         AcceleratorState._reset_state(reset_partial_state=True)
-    cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "0").lower() in ("1", "true")
+    # Said outright: without it, several processes on CPUs would not know of each other.
+    cpu = device == "cpu" or (device == "auto" and not any(available.values()))
+    cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "0").lower() in ("1", "true")
     return Accelerator(cpu=cpu, mixed_precision="bf16" if available["cuda"] and not cpu else "no")
 
 

@@ -506,9 +506,10 @@ def train_in_double(out, share):
         return diffusion.losses(model, x0, t, y, noise=noise)
 
     recipe = replace(TINY, model={**TINY.model, "class_dropout_prob": 0.0})
+    device = "cpu" if torch.cuda.is_available() else "auto"  # which must find the others by itself
     torch.set_default_dtype(torch.float64)
     try:
-        list(start(recipe, out=out, loss_fn=spy))
+        list(train(recipe, device=device, data=toy_data(), out=out, loss_fn=spy))
     finally:
         torch.set_default_dtype(torch.float32)
 

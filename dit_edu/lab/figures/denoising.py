@@ -152,7 +152,7 @@ def noise_floors() -> Figure:
                 alt="Six small pictures of a 7: clean, noisy, and as the four denoisers guess it.",
                 axes=("half", "t"),
                 frames=torch.stack(frames).reshape(shape).numpy(),
-                column_labels=["x_0", "x_t", *models],
+                column_labels=["x₀", "xₜ", *models],
                 wide=True,
             ),
             Curves(

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from dit_edu.lab.experiments import (
+    RESULTS,
     Experiment,
     __main__,
+    experiments,
     get_experiment,
     read,
     run,
@@ -204,3 +206,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(__main__, "experiments", lambda: {"toy": toy(Calls(strike=(2, 1)))})
     assert __main__.main([]) == 130
     assert "start again to go on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_what_is_committed_is_complete_and_current(name):
+    assert get_experiment(name).name == name
+    assert stale(get_experiment(name), read(name)) == []
+
+
+def test_only_known_tables_are_committed():
+    assert {path.stem for path in RESULTS.glob("*.json")} == set(experiments())

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
 from dit_edu.guidance import Guided
 from dit_edu.lab import zoo
+from dit_edu.lab.experiments import read
 from dit_edu.lab.figures import (
     FIGURES,
+    expected_loss,
     forward_process,
     loss_by_noise_bin,
     patchify_tokens,
@@ -184,3 +187,32 @@ def test_reverse_trajectory_is_what_the_sampler_does():
     torch.testing.assert_close(frames[1, 1, -1, 1], end, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(frames[0, 1, -1, 1], frames[1, 1, -1, 1], atol=0.02)
     assert not torch.allclose(frames[1, 0, -1, 1], frames[1, 1, -1, 1], atol=0.02)
+
+
+def test_expected_loss_is_the_band_of_the_normal_runs():
+    """By hand: mean and Student's band of the seeds, and each run divided by that mean."""
+    normal = np.array([row["metrics"]["curve"] for row in read("loss-curves")])
+    n = len(normal)
+    loss, ratio = expected_loss().panels
+    expected, run = loss.lines
+    mean, sd = normal.mean(0), normal.std(0, ddof=1)
+    np.testing.assert_allclose(expected.y[3], mean)  # the same for every run
+    half = stats.t.ppf(0.975, n - 1) * sd * np.sqrt(1 + 1 / n)
+    np.testing.assert_allclose(expected.high[3] - mean, half)
+    np.testing.assert_allclose(mean - expected.low[0], half)
+    faults = {row["setting"]: np.array(row["metrics"]["curve"]) for row in read("loss-faults")}
+    for i, (name, curve) in enumerate(faults.items()):
+        np.testing.assert_array_equal(run.y[i], curve, name)
+        np.testing.assert_allclose(ratio.lines[3].y[i], curve[:, -1] / mean[:, -1])
+
+
+def test_every_fault_leaves_the_band_where_the_chapter_says():
+    loss = expected_loss()
+    names, (expected, run) = loss.axes[0].values, loss.panels[0].lines
+    end = {name: run.y[i][-1] / expected.y[i][-1] for i, name in enumerate(names)}
+    assert (abs(end["another seed"] - 1) < 0.1).all()
+    assert abs(end["labels shuffled"][0] - 1) < 0.05 and end["labels shuffled"][-1] > 1.3
+    assert end["other noise"][0] > 1.5 and abs(end["other noise"][-1] - 1) < 0.05
+    assert (end["pixels in [0, 1]"][1:] < 0.8).all() and end["pixels in [0, 1]"][-1] < 0.4
+    assert (end["lr / 100"] > 1.5).all()
+    assert (end["fifty images"][1:] < 0.8).all()

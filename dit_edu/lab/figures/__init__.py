@@ -9,11 +9,13 @@ from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
+from dit_edu.lab.figures.training import expected_loss
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.widgets import Figure
 
 __all__ = [
     "FIGURES",
+    "expected_loss",
     "forward_process",
     "live_trajectory",
     "loss_by_noise_bin",
@@ -41,6 +43,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "noise-floors": noise_floors,
     "patchify-tokens": patchify_tokens,
     "position-similarity": position_similarity,
+    "expected-loss": expected_loss,
     "loss-by-noise-bin": _digits_losses,
     "reverse-trajectory": _digits_trajectory,
 }

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True)
+class Comparison:
     """A setting against the base. All spreads are standard deviations over seeds (n - 1).
 
     Attributes:
@@ -97,8 +99,9 @@ def prediction_band(runs: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, 
         level: in (0, 1).
 
     Returns:
-        mean, low, high, each (…): m ± q s sqrt(1 + 1/n), where m is the mean, s the standard
-        deviation and q the quantile of Student's t with n - 1 degrees of freedom.
+        The mean, the lower and the upper edge, (…) each. The edges are m ± q s sqrt(1 + 1/n), where
+        m is the mean, s the standard deviation and q the quantile of Student's t with n - 1 degrees
+        of freedom.
     """
     n = len(runs)
     mean, sd = runs.mean(0), runs.std(0, ddof=1)  # (…)

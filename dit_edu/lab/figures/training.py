@@ -11,6 +11,9 @@ from dit_edu.lab.panels import Axis
 from dit_edu.lab.spread import prediction_band
 from dit_edu.lab.widgets import Figure
 
+#: What the reader chooses from, in the order of the table ``loss-faults``.
+SHORT = ("normal", "labels", "noise", "pixels", "low lr", "50 images")
+
 
 def expected_loss() -> Figure:
     """The loss per noise bin while a model learns: the normal band, and runs with a fault.
@@ -43,7 +46,7 @@ def expected_loss() -> Figure:
         "line shows the chosen run, inside the band or beside it. On the second, over the updates, "
         "the same run divided by the expected loss, at low, middle and high noise.",
         axes=[
-            Axis("run", "run", list(runs), choice=True, start=list(runs).index("labels shuffled")),
+            Axis("run", "run", list(runs), SHORT, start=1, choice=True),
             Axis("step", "update", steps, start=points - 1),
         ],
         play="step",

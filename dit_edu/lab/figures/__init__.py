@@ -9,6 +9,7 @@ from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
+from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.training import expected_loss
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.widgets import Figure
@@ -22,7 +23,9 @@ __all__ = [
     "noise_floors",
     "patchify_tokens",
     "position_similarity",
+    "quality_by_steps",
     "reverse_trajectory",
+    "sampler_paths",
     "step_back",
 ]
 
@@ -36,14 +39,16 @@ def _digits_trajectory() -> Figure:
     return reverse_trajectory(model, Recipe.from_dict(card["recipe"]).process.build())
 
 
-#: Without arguments; the last two need the model that they show to be in the zoo.
+#: Without arguments; the last three need the model that they show to be in the zoo.
 FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
     "noise-floors": noise_floors,
+    "sampler-paths": sampler_paths,
     "patchify-tokens": patchify_tokens,
     "position-similarity": position_similarity,
     "expected-loss": expected_loss,
+    "quality-by-steps": quality_by_steps,
     "loss-by-noise-bin": _digits_losses,
     "reverse-trajectory": _digits_trajectory,
 }

@@ -28,7 +28,7 @@ from dit_edu.lab.files import atomic_write, provenance, read_json
 
 CHAPTERS = ("sampling", "training")
 TREE = Path(__file__).resolve().parents[3]
-#: Where the tables lie, in a clone of the book's repository or where pip put them.
+# Where the tables lie, in a clone of the book's repository or where pip put them.
 RESULTS = (
     TREE / "results"
     if (TREE / "pyproject.toml").is_file()

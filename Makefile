@@ -27,6 +27,7 @@ lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 zoo: $(INSTALLED) ## Train the shipped models again and measure them
 	$(BIN)/python -m dit_edu release digits-features
 	$(BIN)/python -m dit_edu release digits-dit
+	$(BIN)/python -m dit_edu release digits-flow
 	$(BIN)/python -m dit_edu evaluate digits-dit
 
 experiments: $(INSTALLED) ## Compute the tables in results/, cell by cell; goes on where it was interrupted

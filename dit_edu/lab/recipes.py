@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
@@ -219,6 +219,13 @@ RECIPES: dict[str, Recipe] = {
         ),
     )
 }
+#: The same model and the same training, but for the process.
+RECIPES["digits-flow"] = replace(
+    RECIPES["digits-dit"],
+    name="digits-flow",
+    about="digits-dit as a flow: straight lines from noise to images",
+    process=Process("flow"),
+)
 
 
 def get_recipe(name: str) -> Recipe:

@@ -184,6 +184,31 @@ def test_conversions_are_inverses(t, said, back):
     )
 
 
+def test_a_small_step_back_is_a_gaussian_and_a_large_one_is_not():
+    """Data at -1 and 1: Bayes' rule on a fine line, against the Gaussian of the perfect guess."""
+    diffusion = GaussianDiffusion.cosine(1000, "x0")
+    line, x_t = torch.linspace(-5, 5, 20_001, dtype=torch.float64), 0.2
+
+    def misplaced(t: int, t_prev: int) -> float:
+        """The share of the probability of q(x_t' | x_t) that the Gaussian puts elsewhere."""
+        ab, ab_prev = diffusion.alphas_cumprod[[t, t_prev]]
+        clean = torch.tensor([-1.0, 1.0], dtype=torch.float64)[:, None]
+        q_prev = (-((line - ab_prev.sqrt() * clean) ** 2) / (2 * (1 - ab_prev))).exp().sum(0)
+        keep = ab / ab_prev
+        q = q_prev * (-((x_t - keep.sqrt() * line) ** 2) / (2 * (1 - keep))).exp()
+        guess = torch.tanh(ab.sqrt() * x_t / (1 - ab))  # E[x_0 | x_t] of two points
+        x = torch.full((1, 1), x_t, dtype=torch.float64)
+        p = diffusion.p_mean_variance(
+            guess.view(1, 1), x, torch.tensor([t]), t_prev=torch.tensor([t_prev])
+        )
+        bell = (-((line - p["mean"][0]) ** 2) / (2 * p["variance"][0])).exp()
+        return float((q / q.sum() - bell / bell.sum()).abs().sum() / 2)
+
+    assert misplaced(600, 599) < 0.01
+    assert misplaced(600, 599) < misplaced(600, 500) < misplaced(600, 100)
+    assert misplaced(600, 100) > 0.5
+
+
 def test_posterior_table_is_the_posterior():
     diffusion = GaussianDiffusion.cosine(1000)
     t = torch.arange(1000)

@@ -113,6 +113,11 @@ def test_each_term_weighs_the_error_by_the_lost_signal():
     ratio = diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod)
     want = 0.5 * (ratio[:-1] - ratio[1:]) * bits["mse"][:, 1:] / math.log(2)
     torch.testing.assert_close(bits["terms"][:, 1:], want, rtol=1e-7, atol=1e-12)
+    # The same in terms of the noise, whose error is SNR times that of x_0.
+    betas, before = diffusion.betas[1:], diffusion.alphas_cumprod[:-1]
+    weight = betas / (2 * (1 - betas) * (1 - before)) / math.log(2)
+    want = weight * ratio[1:] * bits["mse"][:, 1:]
+    torch.testing.assert_close(bits["terms"][:, 1:], want, rtol=1e-7, atol=1e-12)
 
 
 def test_the_prior_is_the_divergence_from_pure_noise():

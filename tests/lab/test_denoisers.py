@@ -23,18 +23,36 @@ def noisy(x0, diffusion, t, seed=0):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_floors_of_unit_gaussian_data(prediction):
-    """For N(0, I) the floors are ᾱ (ε), 1 - ᾱ (x_0) and 1 (v)."""
+@pytest.mark.parametrize("s", [1.0, 0.4])
+def test_floors_of_gaussian_data(prediction, s):
+    """For N(0, s² I) the floor of ε is ᾱs² / (ᾱs² + 1 - ᾱ), of x_0 that over the SNR, of v both."""
     diffusion = GaussianDiffusion.cosine(1000, prediction)
-    x0 = torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    x0 = s * torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     model = gaussian(diffusion, torch.cat([x0, -x0]))
     for t in (100, 500, 900):
         noise, steps, _ = noisy(x0, diffusion, t)
         loss = diffusion.losses(model, x0, steps, torch.zeros(4000, dtype=torch.long), noise)
         ab = float(diffusion.alphas_cumprod[t])
-        floor = {"eps": ab, "x0": 1 - ab, "v": 1.0}[prediction]
+        of_eps = ab * s**2 / (ab * s**2 + 1 - ab)
+        of_x0 = of_eps * (1 - ab) / ab
+        floor = {"eps": of_eps, "x0": of_x0, "v": of_eps + of_x0}[prediction]
         # 64,000 squares: relative standard error sqrt(2/64000) = 0.6 %.
         assert float(loss["loss"].mean()) == pytest.approx(floor, rel=0.03)
+
+
+@pytest.mark.parametrize("t", [30, 500, 950])
+def test_the_best_noise_is_the_slope_of_the_density(t):
+    """∇ log q(x_t) = -E[ε | x_t] / sqrt(1-ᾱ): q is a sum of bells, and torch differentiates it."""
+    diffusion = GaussianDiffusion.cosine(1000, "eps")
+    known = digits()[0][:30].double()
+    _, steps, x_t = noisy(known[:6], diffusion, t)
+    ab = diffusion.alphas_cumprod[t]
+    x_t.requires_grad_()
+    square = (x_t.flatten(1)[:, None] - ab.sqrt() * known.flatten(1)).square().sum(-1)  # (6, 30)
+    log_q = (-square / (2 * (1 - ab))).logsumexp(1)  # (6,), up to a constant
+    (slope,) = torch.autograd.grad(log_q.sum(), x_t)
+    eps = Memoriser(diffusion, known)(x_t.detach(), steps, torch.zeros(6, dtype=torch.long))
+    torch.testing.assert_close(slope, -eps / (1 - ab).sqrt(), rtol=1e-8, atol=1e-8)
 
 
 def test_gaussian_is_the_posterior_mean_by_matrix_algebra():

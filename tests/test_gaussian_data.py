@@ -191,3 +191,55 @@ def test_ddim_with_noise_draws_what_theory_says(eta):
     mean, cov = ancestral_theory(diffusion, timestep_grid(1000, 6).tolist(), eta)
     torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.012)
     torch.testing.assert_close(torch.cov(x.T), cov, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("grid", ["uniform", "quadratic"])
+def test_ddim_shrinks_by_the_cosines_of_its_steps(grid):
+    """Along a direction of variance λ it keeps Π cos of the turns of (a √λ, b), of the spread."""
+    transport, _ = affine("ddim", 7, grid=grid)
+    values, basis = torch.linalg.eigh(COV)
+    ts = timestep_grid(DIFFUSION.num_timesteps, 7, grid)
+    ab = torch.cat([DIFFUSION.alphas_cumprod[ts], torch.ones(1, dtype=F64)])  # (8,)
+    for value, direction in zip(values, basis.T, strict=True):
+        angle = torch.atan2((1 - ab).sqrt(), (ab * value).sqrt())  # (8,)
+        share = (angle[:-1] - angle[1:]).cos().prod()
+        exact = value.sqrt() / (ab[0] * value + 1 - ab[0]).sqrt()
+        torch.testing.assert_close(transport @ direction, share * exact * direction)
+        assert share < 0.85
+
+
+def test_the_last_jump_keeps_the_share_of_the_signal():
+    """One step of DDIM to the clean image is x̂_0: its spread is a s / sqrt(a² s² + b²) of s."""
+    for t in (0, 500, 4000):
+        x0 = Exact(DIFFUSION)
+        a, b = (
+            float(c) for c in DIFFUSION.signal_noise(torch.tensor([t]), torch.zeros(1, dtype=F64))
+        )
+        values, basis = torch.linalg.eigh(COV)
+        here = (a**2 * values + b**2).sqrt()  # the spread of x_t in each direction
+        x = (a * MEAN + (here * basis).T).view(2, 1, 1, 2)  # one spread from the mean
+        step = torch.full((2,), t)
+        ends = DIFFUSION.to_x0(x0(x, step, None), x, step).view(2, 2)
+        kept = ((ends - MEAN) @ basis).diag() / values.sqrt()
+        torch.testing.assert_close(kept, a * values.sqrt() / here)
+        if b**2 < 0.01:
+            torch.testing.assert_close(kept, 1 - b**2 / (2 * values), rtol=1e-2, atol=0)
+
+
+def test_the_exact_solution_in_half_log_snr():
+    """x'/b' = x/b + ∫ e^λ x̂_0 dλ along the exact curve, by quadrature."""
+    noise = torch.tensor([[1.0, 0.5], [-0.7, 1.2]], dtype=F64)
+    start, end = 15_000, 3_000
+    ts = torch.arange(start, end - 1, -1)
+    model, x0s, ratios = Exact(DIFFUSION), [], []
+    for t in ts.tolist():
+        x, step = on_the_curve(DIFFUSION, t, noise).view(2, 1, 1, 2), torch.full((2,), t)
+        x0s.append(DIFFUSION.to_x0(model(x, step, None), x, step).view(2, 2))
+        ab = float(DIFFUSION.alphas_cumprod[t])
+        ratios.append(math.sqrt(ab / (1 - ab)))  # e^λ = a/b
+    integral = torch.trapezoid(torch.stack(x0s), torch.tensor(ratios, dtype=F64), dim=0)  # (2, 2)
+    b, b_end = (float((1 - DIFFUSION.alphas_cumprod[t]).sqrt()) for t in (start, end))
+    by_formula = b_end * (on_the_curve(DIFFUSION, start, noise) / b + integral)
+    torch.testing.assert_close(
+        by_formula, on_the_curve(DIFFUSION, end, noise), rtol=1e-5, atol=1e-6
+    )

@@ -250,3 +250,35 @@ def test_sampling_leaves_every_part_in_its_mode():
     for sample in (ddim_sample, ddpm_sample):
         sample(wrapper, d, (1, 1, 2, 2), torch.zeros(1, dtype=torch.long), steps=2)
         assert [part.training for part in wrapper.modules()] == before
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_every_eta_keeps_the_marginals(eta):
+    """With one known image, x_t must have mean sqrt(ᾱ) x_0 and variance 1-ᾱ at every step."""
+    diffusion, way, n = GaussianDiffusion.cosine(1000, "x0"), Trajectory(), 20_000
+    model = nn.Module()
+    model.forward = lambda x, t, y: torch.full_like(x, 0.3)
+    y, g = torch.zeros(n, dtype=torch.long), torch.Generator().manual_seed(0)
+    noise = torch.randn(n, 1, 1, 1, generator=g, dtype=F64)
+    ddim_sample(
+        model, diffusion, noise.shape, y, steps=6, eta=eta, noise=noise, generator=g, callback=way
+    )
+    for t, x in zip(way.t, way.x, strict=True):
+        ab = float(diffusion.alphas_cumprod[t])
+        error = (1 - ab) ** 0.5 / n**0.5  # of the mean
+        assert float(x.mean()) == pytest.approx(0.3 * ab**0.5, abs=5 * error)
+        assert float(x.var()) == pytest.approx(1 - ab, rel=0.05)
+
+
+def test_ddim_is_eulers_method_in_the_clock_of_edm():
+    """x/a moves by (σ' - σ) ε̂, where σ = b/a."""
+    diffusion, way = GaussianDiffusion.linear(1000), Trajectory()
+    y, shape = torch.zeros(2, dtype=torch.long), (2, 1, 4, 4)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    ddim_sample(Linear(), diffusion, shape, y, steps=9, noise=x, callback=way)
+    ab = diffusion.alphas_cumprod[way.t]  # (9,)
+    sigma, scaled = ((1 - ab) / ab).sqrt(), way.x / ab.sqrt().view(-1, 1, 1, 1, 1)
+    for k in range(8):
+        slope = Linear()(way.x[k], torch.full((2,), way.t[k]), y)
+        moved = scaled[k] + (sigma[k + 1] - sigma[k]) * slope
+        torch.testing.assert_close(scaled[k + 1], moved, rtol=1e-9, atol=1e-9)

@@ -53,7 +53,7 @@ def test_the_mixture_knows_the_best_guess(t):
         assert float(got) == pytest.approx(want, abs=1e-6)
 
 
-def test_the_exact_curve_solves_the_differential_equation():
+def test_the_exact_curve_solves_the_equation():
     """dx/dτ = ε̂ - x̂_0, by a method of order eight; the curve itself comes from probabilities."""
     flow = FlowMatching()
     truth = two_bells(flow)

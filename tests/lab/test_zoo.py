@@ -156,7 +156,7 @@ def test_a_checkpoint_of_no_step_yet_loads(tmp_path):
 
 
 def test_digits_dit_is_as_good_as_the_book_says():
-    """The figures of its card: mean of three seeds, beside the limit and those who learn nothing."""
+    """The figures of its card, mean of three seeds, beside those who learn nothing."""
     card = zoo.card("digits-dit")
     mean, references = card["metrics"]["mean"], card["references"]
     assert len(card["metrics"]["per_seed"]) == 3

@@ -16,7 +16,7 @@ from dit_edu.lab.experiments import get_experiment, read
 from dit_edu.lab.experiments.sampling import sampler_cell, variety
 from dit_edu.lab.figures.sampling import (
     PATH_STEPS,
-    SHOWN,
+    PICTURED,
     STEPS,
     by_steps,
     quality_by_steps,
@@ -96,9 +96,9 @@ def test_pictures_and_numbers_are_those_of_the_experiment():
         Guided(model, card["sampling"]["scale"]), GaussianDiffusion.cosine(1000, "v"),
         (10, 1, 8, 8), torch.arange(10), steps=5, generator=noise_streams(0, 10), clip=True,
     )  # fmt: skip
-    names = list(SHOWN)
-    torch.testing.assert_close(frames[names.index("DDIM"), 0, 0], want, rtol=1e-4, atol=1e-4)
-    assert not frames[names.index("DPM++"), STEPS.index(1000)].any()  # not measured
+    torch.testing.assert_close(frames[PICTURED.index("DDIM"), 0, 0], want, rtol=1e-4, atol=1e-4)
+    ends = frames[1:, STEPS.index(250) :]  # the deterministic ones agree where steps are many
+    assert (ends - ends[0, -1]).square().mean().sqrt() < 0.01
     of_ddim = by_steps(ROWS, "fd_ratio")["DDIM"]
     ten = [r["metrics"]["fd_ratio"] for r in ROWS if r["setting"] == "ddim uniform 10"]
     middle, sd = np.mean(ten), np.std(ten, ddof=1)

@@ -61,23 +61,40 @@ def test_clipping_keeps_image_and_noise_consistent():
     torch.testing.assert_close(FLOW.q_sample(x0_hat, t, eps), x_t, rtol=1e-9, atol=1e-9)
 
 
-def test_loss_of_the_best_guess_on_gaussian_data():
-    """For x_0 ~ N(0, I) the best v̂ is linear, and leaves 1 / ((1-τ)² + τ²): by Monte Carlo."""
+@pytest.mark.parametrize("s", [1.0, 0.4])
+def test_loss_of_the_best_guess_on_gaussian_data(s):
+    """For x_0 ~ N(0, s² I) the best v̂ is linear, leaves s² / ((1-τ)²s² + τ²): by Monte Carlo."""
 
     class Best(nn.Module):
         def forward(self, x, t, y):
             tau = (t / 999).view(-1, 1, 1, 1)
-            return (2 * tau - 1) / ((1 - tau) ** 2 + tau**2) * x  # Cov(v, x) / Var(x)
+            return (tau - (1 - tau) * s**2) / ((1 - tau) ** 2 * s**2 + tau**2) * x  # Cov / Var
 
     x0, noise = torch.randn(
         2, 400, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=F64
     )
-    for tau in (0.0, 0.3, 0.5, 0.9):
+    x0 = s * x0
+    for tau in (0.0, 0.3, 0.5, 0.9, 1.0):
         t = torch.full((400,), 999 * tau, dtype=F64)
         losses = FLOW.losses(Best(), x0, t, torch.zeros(400, dtype=torch.long), noise)
         # 102,400 squares: relative standard error sqrt(2/102400) = 0.4 %.
-        assert losses["loss"].mean() == pytest.approx(1 / ((1 - tau) ** 2 + tau**2), rel=0.02)
+        floor = s**2 / ((1 - tau) ** 2 * s**2 + tau**2)
+        assert losses["loss"].mean() == pytest.approx(floor, rel=0.02)
         assert torch.equal(losses["loss"], losses["mse"])
+
+
+@given(tau=st.floats(0.01, 1.0), seed=st.integers(0, 99))
+def test_an_error_of_v_is_tau_times_smaller_in_the_image(tau, seed):
+    """|x̂_0 - x_0|² = τ² |v̂ - v|², and (1-τ)² |v̂ - v|² for the noise."""
+    x0, noise = pair(seed, b=1)
+    t = torch.tensor([999 * tau], dtype=F64)
+    x_t, v = FLOW.q_sample(x0, t, noise), FLOW.target(x0, noise, t)
+    said = v + torch.randn(v.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=F64)
+    of_v = (said - v).square().sum()
+    of_x0 = (FLOW.to_x0(said, x_t, t) - x0).square().sum()
+    of_eps = (FLOW.to_eps(said, x_t, t) - noise).square().sum()
+    torch.testing.assert_close(of_x0, tau**2 * of_v, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(of_eps, (1 - tau) ** 2 * of_v, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("times", TIMES)

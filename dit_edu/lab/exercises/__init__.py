@@ -18,7 +18,7 @@ from typing import Any
 
 from dit_edu._checks import check_choice
 
-CHAPTERS = ("diffusion", "sampling", "patchify", "dit", "training")
+CHAPTERS = ("diffusion", "flow", "sampling", "patchify", "dit", "training")
 
 
 @dataclass(frozen=True)

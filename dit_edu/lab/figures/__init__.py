@@ -8,6 +8,7 @@ from dit_edu.lab import zoo
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
+from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.training import expected_loss
@@ -27,6 +28,7 @@ __all__ = [
     "reverse_trajectory",
     "sampler_paths",
     "step_back",
+    "three_clocks",
 ]
 
 
@@ -44,6 +46,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
     "noise-floors": noise_floors,
+    "three-clocks": three_clocks,
     "sampler-paths": sampler_paths,
     "patchify-tokens": patchify_tokens,
     "position-similarity": position_similarity,

@@ -10,6 +10,8 @@ All are denoisers as the book understands it, ``model(x, t, y)``, so losses and 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -117,3 +119,38 @@ class Memoriser(BestGuess):
         square = x.square().sum(1, keepdim=True) + signal**2 * known  # (B, n)
         square = square - 2 * signal * (x @ self.images.T)  # (B, n)
         return (-square / (2 * sigma**2)).softmax(1) @ self.images  # (B, d)
+
+
+class Histograms(BestGuess):
+    """It knows how often each pixel has each of its levels, and nothing of how pixels go together.
+
+    It is the one denoiser here that knows what values a pixel can have: where little noise is left
+    it rounds. And the probability of an image, if pixels were independent, is known exactly.
+
+    Args:
+        diffusion: the process.
+        images: (n, …), whose values are ``levels`` levels from -1 to 1.
+        levels: how many.
+    """
+
+    def __init__(self, diffusion: Interpolant, images: Tensor, levels: int) -> None:
+        super().__init__(diffusion)
+        self.values = torch.linspace(-1, 1, levels, dtype=torch.float64)  # (K,)
+        counts = self._index(images).T[..., None] == torch.arange(levels)  # (d, n, K)
+        counts = counts.sum(1) + 1.0  # (d, K); one of each beforehand, so that none is impossible
+        self.log_p = (counts / counts.sum(1, keepdim=True)).double().log()  # (d, K)
+
+    def _index(self, images: Tensor) -> Tensor:
+        """Which level each pixel has, (n, d)."""
+        return ((images.flatten(1) + 1) / 2 * (len(self.values) - 1)).round().long()
+
+    def best_x0(self, x: Tensor, signal: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        off = x[..., None] - signal[..., None] * self.values  # (B, d, K)
+        p = (self.log_p - off**2 / (2 * sigma[..., None] ** 2)).softmax(-1)  # (B, d, K)
+        return p @ self.values  # (B, d)
+
+    def bits(self, images: Tensor) -> Tensor:
+        """-log2 of the probability of each image, per pixel: (n,)."""
+        found = self.log_p.expand(len(images), -1, -1)  # (n, d, K)
+        log_p = found.gather(2, self._index(images)[..., None]).squeeze(2)  # (n, d)
+        return -log_p.mean(1) / math.log(2)

@@ -18,7 +18,7 @@ from typing import Any
 
 from dit_edu._checks import check_choice
 
-CHAPTERS = ("diffusion", "flow", "sampling", "patchify", "dit", "training")
+CHAPTERS = ("diffusion", "likelihood", "flow", "sampling", "patchify", "dit", "training")
 
 
 @dataclass(frozen=True)

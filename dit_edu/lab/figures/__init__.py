@@ -9,6 +9,7 @@ from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.flow import three_clocks
+from dit_edu.lab.figures.likelihood import bits_by_step
 from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.training import expected_loss
@@ -17,6 +18,7 @@ from dit_edu.lab.widgets import Figure
 
 __all__ = [
     "FIGURES",
+    "bits_by_step",
     "expected_loss",
     "forward_process",
     "live_trajectory",
@@ -46,6 +48,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
     "noise-floors": noise_floors,
+    "bits-by-step": bits_by_step,
     "three-clocks": three_clocks,
     "sampler-paths": sampler_paths,
     "patchify-tokens": patchify_tokens,

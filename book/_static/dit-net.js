@@ -210,7 +210,7 @@ globalThis.DitNet = (() => {
       const T = this.alphaBar.length, stride = 1 / (steps - 1);
       if (steps === 1) return [T - 1];
       return range(steps).map((k) =>
-        roundToEven((T - 1) * (k < steps / 2 ? k * stride : 1 - stride * (steps - k - 1)))).reverse();
+        roundToEven((T - 1) * (k < Math.floor(steps / 2) ? k * stride : 1 - stride * (steps - k - 1)))).reverse();
     }
 
     /** Pure noise: n images, and the streams that they came from. */

@@ -144,9 +144,9 @@ def test_the_same_seed_draws_the_same_digits_as_torch(sampler, scale, net, folde
 
 
 def test_the_page_visits_the_same_steps(net):
-    page = net("float16")
-    for steps in (1, 2, 3, 5, 7, 10, 20, 50, 100, 1000):
-        assert page.evaluate("(k) => net.grid(k)", steps) == timestep_grid(1000, steps).tolist()
+    """All that it offers; above 150 steps torch may round a tie at one half the other way."""
+    grids = net("float16").evaluate("() => Array.from({ length: 150 }, (_, k) => net.grid(k + 1))")
+    assert grids == [timestep_grid(1000, k + 1).tolist() for k in range(150)]
 
 
 # ------------------------------------------------------------------------------------ the controls

@@ -33,7 +33,7 @@ from dit_edu.lab.panels import Axis
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.stills import draw_still
 from dit_edu.lab.widgets import Figure
-from dit_edu.sampling import ddim_sample
+from dit_edu.sampling import ddim_sample, noise_streams
 
 
 def bars(ts, modes, gain=1, start=0) -> Figure:
@@ -419,7 +419,7 @@ def test_a_trajectory_is_what_the_sampler_does_with_these_settings(
         (3, 1, 4, 4),
         torch.full((3,), place[1]),
         steps=steps,
-        noise=torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(seed)),
+        generator=noise_streams(seed, 3),
         clip=True,
         callback=lambda k, t, x_t, x0: found.update({t: torch.stack([x_t, x0])}),
     )

@@ -20,7 +20,7 @@ from dit_edu.lab.charts import Bars, Curves, Line
 from dit_edu.lab.live import Live
 from dit_edu.lab.panels import Axis, Images
 from dit_edu.lab.widgets import Figure
-from dit_edu.sampling import Callback, ddim_sample, timestep_grid
+from dit_edu.sampling import Callback, ddim_sample, noise_streams, timestep_grid
 
 
 def loss_by_noise_bin(
@@ -101,7 +101,7 @@ def reverse_trajectory(
         steps: of DDIM.
         samples: images for each class; all classes and scales begin with the same noise.
         classes: which ones; all unless given.
-        seed: of the noise.
+        seed: of the noise; the same as in :func:`dit_edu.lab.draw.draw`.
         callback: as in :func:`~dit_edu.sampling.ddim_sample`, for one scale after the other.
 
     Raises:
@@ -110,7 +110,7 @@ def reverse_trajectory(
     classes = list(range(model.num_classes) if classes is None else classes)
     size, device = (model.in_channels, *model.input_size), next(model.parameters()).device
     y = torch.tensor(classes).repeat_interleave(samples).to(device)  # (classes · samples,)
-    noise = torch.randn(samples, *size, generator=torch.Generator().manual_seed(seed))
+    noise = torch.stack([torch.randn(size, generator=g) for g in noise_streams(seed, samples)])
     noise = noise.repeat(len(classes), 1, 1, 1)  # (classes · samples, C, H, W)
     ts = timestep_grid(diffusion.num_timesteps, steps)
     ways = torch.stack(

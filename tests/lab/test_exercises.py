@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from dit_edu.lab.exercises import CHAPTERS, _attempts, check, close, exercises, judge
+from dit_edu.lab.exercises import CHAPTERS, _attempts, check, close, exercises, judge, mistake
 
 ALL = exercises()
 
@@ -68,3 +68,17 @@ def test_close_does_not_let_broadcasting_pass():
     assert close([1.0, 1.0], 1.0, "x") == "x has shape (2,); expected ()."
     assert close(1.00001, 1.0, "x") is None
     assert "not it" in close(1.1, 1.0, "x")
+
+
+def test_a_known_mistake_is_told_from_a_right_answer_and_from_a_shape_that_broadcasts():
+    import torch
+
+    bugs = {"doubled": (lambda x: 2 * x, "You doubled it."), "none": (lambda x: None, "Nothing.")}
+    ask = lambda f: f(torch.ones(2))  # noqa: E731
+    assert mistake(lambda x: x + 1, bugs, ask) == "You doubled it."
+    assert mistake(lambda x: None, bugs, ask) == "Nothing."
+    assert mistake(lambda x: x, bugs, ask) is None
+    assert mistake(lambda x: torch.tensor([[2.0, 2.0]]), bugs, ask) is None
+    pairs = {"swapped": (lambda a, b: (b, a), "The other way round.")}
+    assert mistake(lambda a, b: (2.0, 1.0), pairs, lambda f: f(1.0, 2.0)) == "The other way round."
+    assert mistake(lambda a, b: (1.0, 2.0), pairs, lambda f: f(1.0, 2.0)) is None

@@ -80,6 +80,35 @@ def judge(exercise: Exercise, answer: Any) -> str | None:
         return f"Your answer raised {type(error).__name__}: {error}"
 
 
+def mistake(
+    answer: Callable[..., Any],
+    bugs: Mapping[str, tuple[Callable[..., Any], str]],
+    ask: Callable[[Callable[..., Any]], Any],
+) -> str | None:
+    """A judge's helper: what to say of the first known bug that answers like the reader, or None.
+
+    Args:
+        answer: the reader's function.
+        bugs: by name, a wrong function and the sentence for whoever wrote it.
+        ask: puts a function to the judge's cases; returns numbers, tensors, or a tuple or list of
+            such.
+    """
+    got = ask(answer)
+    return next((why for bug, why in bugs.values() if _same(got, ask(bug))), None)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two results agree to six digits; a None of theirs agrees with a None only."""
+    import torch
+
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if a is None or b is None:
+        return a is b
+    got, want = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    return got.shape == want.shape and torch.allclose(got, want, rtol=1e-6, equal_nan=True)
+
+
 def close(answer: Any, truth: Any, what: str, rel: float = 1e-4) -> str | None:
     """A judge's helper for numbers and tensors: None if close, else a sentence on ``what``.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit_edu.lab.exercises import Exercise, close
+from dit_edu.lab.exercises import Exercise, close, mistake
 
 Convert = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Guesses = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -54,12 +54,12 @@ def _judge_convert(answer: Convert) -> str | None:
     got = answer(x_t.clone(), ab.clone())
     if not isinstance(got, tuple) or len(got) != 2:
         return "Return two things: the image x_τ, and its time τ."
-    for bug, why in CONVERT_BUGS.values():
-        if all(a.shape == b.shape and torch.allclose(a, b)
-               for a, b in zip(got, bug(x_t, ab), strict=True)):  # fmt: skip
-            return why
     want = _convert(x_t, ab)
-    return close(got[1], want[1], "τ") or close(got[0], want[0], "x_τ")
+    return (
+        mistake(answer, CONVERT_BUGS, lambda f: f(x_t.clone(), ab.clone()))
+        or close(got[1], want[1], "τ")
+        or close(got[0], want[0], "x_τ")
+    )
 
 
 # Build: the clean image and the noise that a velocity implies.
@@ -101,11 +101,11 @@ def _judge_guesses(answer: Guesses) -> str | None:
     got = answer(v.clone(), x_tau.clone(), tau.clone())
     if not isinstance(got, tuple) or len(got) != 2:
         return "Return two images: the guess of x_0, then that of ε."
-    for bug, why in GUESS_BUGS.values():
-        if all(a.shape == b.shape and torch.allclose(a, b)
-               for a, b in zip(got, bug(v, x_tau, tau), strict=True)):  # fmt: skip
-            return why
-    return close(got[0], x0, "The guess of x_0") or close(got[1], noise, "The guess of ε")
+    return (
+        mistake(answer, GUESS_BUGS, lambda f: f(v.clone(), x_tau.clone(), tau.clone()))
+        or close(got[0], x0, "The guess of x_0")
+        or close(got[1], noise, "The guess of ε")
+    )
 
 
 # Derive: the loss that nobody can beat on Gaussian data.
@@ -133,14 +133,12 @@ FLOOR_BUGS: dict[str, tuple[Callable[[float, float], float], str]] = {
 
 def _judge_floor(answer: Callable[[float, float], float]) -> str | None:
     cases = [(0.1, 1.0), (0.5, 0.5), (0.8, 2.0), (1.0, 0.75)]
-    got = [float(answer(*case)) for case in cases]
-    for bug, why in FLOOR_BUGS.values():
-        if all(abs(g - bug(*case)) < 1e-6 for g, case in zip(got, cases, strict=True)):
-            return why
-    for g, (tau, s) in zip(got, cases, strict=True):
-        if abs(g - _floor(tau, s)) >= 1e-6:
+    if why := mistake(answer, FLOOR_BUGS, lambda f: [float(f(*case)) for case in cases]):
+        return why
+    for tau, s in cases:
+        if abs((got := float(answer(tau, s))) - _floor(tau, s)) >= 1e-6:
             return (
-                f"floor({tau}, {s}) = {g:.6g}. Try it by Monte Carlo: draw x_0 and ε, regress "
+                f"floor({tau}, {s}) = {got:.6g}. Try it by Monte Carlo: draw x_0 and ε, regress "
                 "ε - x_0 on x_τ, and take the mean square of what is left."
             )
     return None
@@ -179,14 +177,12 @@ SHARE_BUGS: dict[str, tuple[Callable[[float, float], float], str]] = {
 
 def _judge_share(answer: Callable[[float, float], float]) -> str | None:
     cases = [(0.45, 0.55), (0.9, 0.99), (0.01, 0.3), (0.2, 0.8)]
-    got = [float(answer(*case)) for case in cases]
-    for bug, why in SHARE_BUGS.values():
-        if all(abs(g - bug(*case)) < 1e-6 for g, case in zip(got, cases, strict=True)):
-            return why
-    for g, (a, b) in zip(got, cases, strict=True):
-        if abs(g - _share(a, b)) >= 1e-5:
+    if why := mistake(answer, SHARE_BUGS, lambda f: [float(f(*case)) for case in cases]):
+        return why
+    for a, b in cases:
+        if abs((got := float(answer(a, b))) - _share(a, b)) >= 1e-5:
             return (
-                f"share({a}, {b}) = {g:.6g}. Count: draw a million Gaussian numbers, put them "
+                f"share({a}, {b}) = {got:.6g}. Count: draw a million Gaussian numbers, put them "
                 "through a sigmoid, and see how many land there."
             )
     return None

@@ -15,7 +15,7 @@ from dit_edu.lab.draw import Sampling
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.profile import count_training
-from dit_edu.lab.recipes import Recipe
+from dit_edu.lab.recipes import Process, Recipe
 from dit_edu.lab.release import measure
 from dit_edu.lab.train import LossFn, train
 
@@ -53,7 +53,8 @@ def definition(data: str = "plain", loss: str = "plain", **recipe: Any) -> dict[
 def recipe_of(setting: Mapping[str, Any]) -> Recipe:
     """The recipe of a setting."""
     fields = setting["recipe"]
-    return Recipe(**{**fields, "betas": tuple(fields["betas"])})
+    process = Process(**fields.get("process", {}))
+    return Recipe(**{**fields, "betas": tuple(fields["betas"]), "process": process})
 
 
 # ---------------------------------------------------------------------- what can be done to a run
@@ -102,25 +103,35 @@ LOSSES: Mapping[str, LossFn | None] = {
 # ---------------------------------------------------------------------- what is measured
 
 
-def heldout_loss(model: nn.Module, diffusion: Interpolant, bins: int = 10) -> Tensor:
-    """The loss on the held-out digits in equal ranges of t, low noise first: (bins,).
+def heldout_batch(process: Interpolant) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The held-out digits x0, steps t, labels and noise that every model is asked about.
 
-    Steps and noise are the same for every model: each image at ``REPEATS`` steps, and all steps
-    spread evenly over the process.
+    Each image comes at ``REPEATS`` steps, and all n steps are spread evenly over the process.
     """
     images, labels = digits("heldout")
     n, g = REPEATS * len(images), torch.Generator().manual_seed(0)
-    levels = (torch.arange(n) + 0.5) * (diffusion.num_timesteps / n)  # (n,), increasing
+    levels = (torch.arange(n) + 0.5) * (process.num_timesteps / n)  # (n,), increasing
     t = levels.long()[torch.randperm(n, generator=g)]  # (n,)
     x0 = images.repeat(REPEATS, 1, 1, 1)  # (n, C, H, W)
-    noise = torch.randn(x0.shape, generator=g)
-    with torch.no_grad():
-        found = diffusion.losses(model, x0, t, labels.repeat(REPEATS), noise=noise)["loss"]  # (n,)
-    bin_of = t * bins // diffusion.num_timesteps  # (n,)
+    return x0, t, labels.repeat(REPEATS), torch.randn(x0.shape, generator=g)
+
+
+def mean_by_bin(found: Tensor, t: Tensor, process: Interpolant, bins: int = 10) -> Tensor:
+    """The means of ``found`` (n,) by range of its steps ``t`` (n,), low noise first: (bins,)."""
+    bin_of = t * bins // process.num_timesteps  # (n,)
     return torch.stack([found[bin_of == b].mean() for b in range(bins)])
 
 
-def _trained(setting: Mapping[str, Any], seed: int, curve: list[list[float]]) -> nn.Module:
+def heldout_loss(model: nn.Module, diffusion: Interpolant) -> Tensor:
+    """The loss on the held-out digits by range of t, (bins,)."""
+    x0, t, y, noise = heldout_batch(diffusion)
+    with torch.no_grad():
+        found = diffusion.losses(model, x0, t, y, noise=noise)["loss"]  # (n,)
+    return mean_by_bin(found, t, diffusion)
+
+
+def trained(setting: Mapping[str, Any], seed: int, curve: list[list[float]]) -> nn.Module:
+    """Train the model of a setting; ``curve`` gets the running loss per bin now and then."""
     data, loss_fn = DATA[setting["data"]](*digits("train")), LOSSES[setting["loss"]]
     for step in train(recipe_of(setting), seed=seed, device="cpu", data=data, loss_fn=loss_fn):
         if step.step % CURVE_EVERY == 0:
@@ -131,7 +142,7 @@ def _trained(setting: Mapping[str, Any], seed: int, curve: list[list[float]]) ->
 def ablation_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train, and measure the average on the held-out digits: loss, samples of 10 DDIM steps."""
     start = time.perf_counter()
-    model = _trained(setting, seed, [])
+    model = trained(setting, seed, [])
     seconds = time.perf_counter() - start
     recipe = recipe_of(setting)
     loss = heldout_loss(model, recipe.process.build())
@@ -148,7 +159,7 @@ def ablation_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
 def curve_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train, and keep what the loop reports: the running loss per bin, every ``CURVE_EVERY``."""
     curve: list[list[float]] = []
-    _trained(setting, seed, curve)
+    trained(setting, seed, curve)
     return {"curve": curve}
 
 

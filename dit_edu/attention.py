@@ -6,11 +6,51 @@ so that one can be swapped for another by name.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from dit_edu._checks import check_positive_int
+from dit_edu.positions import Rotary, coordinates
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Where each token looks: softmax(Q Kᵀ / sqrt(d) + mask), the table written out.
+
+    Args:
+        q, k: queries and keys, (…, N, d) and (…, M, d).
+        mask: added to the logits (float; -inf forbids) or where attention is allowed (bool);
+            broadcasts to (…, N, M).
+
+    Returns:
+        (…, N, M); the rows add up to 1.
+
+    Source: Vaswani et al. 2017, equation 1.
+    """
+    logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (…, N, M)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1)
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention as the formula has it: all N × M weights are stored, then used.
+
+    The same as ``torch.nn.functional.scaled_dot_product_attention``, for reading and for measuring.
+
+    Args:
+        q, k, mask: see :func:`attention_weights`.
+        v: values, (…, M, d).
+
+    Returns:
+        (…, N, d).
+    """
+    return attention_weights(q, k, mask) @ v  # (…, N, M) @ (…, M, d)
 
 
 class Attention(nn.Module):
@@ -25,6 +65,10 @@ class Attention(nn.Module):
         num_heads: h.
         qkv_bias: give queries, keys and values a bias.
 
+    Attributes:
+        rotary: turns queries and keys by their places, or None; see
+            :class:`~dit_edu.positions.Rotary`.
+
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.
 
@@ -38,6 +82,16 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
+        self.rotary: Rotary | None = None
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads: ``x`` (B, N, D) → 3 x (B, h, N, d)."""
+        q, k, v = rearrange(
+            self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads
+        )  # (B, N, 3D) -> 3 x (B, h, N, d)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
+        return q, k, v
 
     def forward(
         self, x: Tensor, *, cond: Tensor | None = None, mask: Tensor | None = None
@@ -53,8 +107,59 @@ class Attention(nn.Module):
         Returns:
             (B, N, D).
         """
-        q, k, v = rearrange(
-            self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads
-        )  # (B, N, 3D) -> 3 x (B, h, N, d)
+        q, k, v = self.project(x)  # (B, h, N, d) each
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, h, N, d)
         return self.proj(rearrange(x, "b h n d -> b n (h d)"))  # (B, N, D)
+
+
+@contextmanager
+def record_attention(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the weights of every :class:`Attention` of a model, in the order of the calls.
+
+    The fused kernel never writes its weights down, so they are computed a second time, from what
+    went into each module.
+
+    Yields:
+        A list that every call of a module extends by (B, h, N, N).
+    """
+    weights: list[Tensor] = []
+
+    def look(module: Attention, args: tuple, kwargs: dict, _: Tensor) -> None:
+        q, k, _ = module.project(args[0])
+        weights.append(attention_weights(q, k, kwargs.get("mask")).detach())
+
+    modules = [module for module in model.modules() if isinstance(module, Attention)]
+    hooks = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
+    try:
+        yield weights
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def attention_distance(weights: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How far a token looks, on average over what it looks at: in tokens, not pixels.
+
+    Args:
+        weights: (…, N, N), whose rows add up to 1.
+        grid: tokens per column and per row, (h, w) with N = h·w.
+
+    Returns:
+        (…, N).
+
+    Source: Dosovitskiy et al. 2021, section 4.5.
+    """
+    places = torch.stack(coordinates(grid), dim=1).to(weights)  # (N, 2)
+    return (weights * torch.cdist(places, places)).sum(-1)
+
+
+def attention_entropy(weights: Tensor) -> Tensor:
+    """How widely a token looks: the entropy of its weights in nats, from 0 (one token) to ln N.
+
+    Args:
+        weights: (…, N, N), whose rows add up to 1.
+
+    Returns:
+        (…, N).
+    """
+    return torch.special.entr(weights).sum(-1)

@@ -6,6 +6,7 @@ checkpoints load as they are.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.conditioning import BLOCKS, LabelEmbedder, TimestepEmbedder, modulate
-from dit_edu.patchify import PatchEmbed, sincos_pos_embed, unpatchify
+from dit_edu.patchify import PatchEmbed, token_grid, unpatchify
+from dit_edu.positions import POSITIONS, Rotary, resize_pos_embed, sincos_pos_embed
 
 _SIZES = {
     "S": dict(hidden_size=384, depth=12, num_heads=6),
@@ -69,9 +71,12 @@ class DiT(nn.Module):
         embed_std: standard deviation of the fresh label table. 0.02 is the published one; a tiny
             model that trains for a thousand steps learns its labels sooner with a larger one.
         dropout: of the MLPs in training, in [0, 1); the published models have none.
+        positions: how tokens are told where they stand: ``"sincos"`` as published, ``"learned"``,
+            ``"rope"`` (rotations inside attention) or ``"none"``.
 
     Attributes:
         input_size: (H, W).
+        span: the grid of tokens that the positions were made for, (h, w).
         in_channels, out_channels, patch_size, num_classes, class_dropout_prob: as above.
 
     Raises:
@@ -95,29 +100,31 @@ class DiT(nn.Module):
         conditioning: str = "adaln-zero",
         embed_std: float = 0.02,
         dropout: float = 0.0,
+        positions: str = "sincos",
     ) -> None:
         super().__init__()
         check_positive_int("depth", depth)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must lie in [0, 1).")
         block = BLOCKS[check_choice("conditioning", conditioning, BLOCKS)]
-        size = (input_size, input_size) if isinstance(input_size, int) else input_size
-        self.input_size: tuple[int, int] = (size[0], size[1])
+        self.input_size = _sides(input_size)
         self.patch_size = patch_size
         self.in_channels = check_positive_int("in_channels", in_channels)
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.num_classes = num_classes
         self.class_dropout_prob = class_dropout_prob
         self.embed_std = embed_std
+        self.positions = check_choice("positions", positions, POSITIONS)
 
         self.x_embedder = PatchEmbed(self.input_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
-        pos_embed = sincos_pos_embed(hidden_size, self.x_embedder.grid).unsqueeze(0)  # (1, N, D)
-        self.pos_embed = nn.Parameter(pos_embed, requires_grad=False)
         self.blocks = nn.ModuleList(
             block(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
         )
+        self.span = self.x_embedder.grid
+        self.pos_embed: nn.Parameter | None = None
+        self._place(self.span, self.span)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
@@ -153,6 +160,8 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.adaLN_modulation[-1].bias)
         nn.init.zeros_(self.final_layer.linear.weight)
         nn.init.zeros_(self.final_layer.linear.bias)
+        if self.positions == "learned":
+            nn.init.normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Denoise.
@@ -169,7 +178,9 @@ class DiT(nn.Module):
             ValueError: a shape does not fit the model.
         """
         self._check_shapes(x, t, y)
-        x = self.x_embedder(x) + self.pos_embed  # (B, C, H, W) -> (B, N, D)
+        x = self.x_embedder(x)  # (B, C, H, W) -> (B, N, D)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed  # (1, N, D) to every image
         c = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
         for block in self.blocks:
             x = block(x, c)  # (B, N, D)
@@ -185,6 +196,35 @@ class DiT(nn.Module):
         if not self.class_dropout_prob > 0:
             raise ValueError("class_dropout_prob=0, so there is no null class; allowed: above 0.")
         return torch.full_like(y, self.num_classes)
+
+    def at_size(self, input_size: int | tuple[int, int], how: str = "stretch") -> DiT:
+        """The same weights for images of another size: only the positions are made anew.
+
+        Args:
+            input_size: the side of the image in pixels, or (H, W).
+            how: ``"stretch"`` packs the new tokens into the area that training knew (fixed
+                positions are computed for it, learned ones interpolated); ``"extend"`` keeps their
+                distance of 1 and lets the coordinates go on.
+
+        Returns:
+            A copy; this model stays as it is.
+
+        Raises:
+            TypeError, ValueError: p does not divide the size; ``how`` is unknown; or it is
+                ``"extend"`` and the positions were learnt, which know nothing outside.
+        """
+        stretch = check_choice("how", how, ("stretch", "extend")) == "stretch"
+        other = copy.deepcopy(self)
+        other.input_size = _sides(input_size)
+        grid = other.x_embedder.grid = token_grid(other.input_size, self.patch_size)
+        if self.positions != "learned":
+            other._place(grid, self.span if stretch else grid)
+        elif stretch:
+            table = resize_pos_embed(self.pos_embed.detach()[0], self.x_embedder.grid, grid)
+            other.pos_embed = nn.Parameter(table.unsqueeze(0))  # (1, N', D)
+        else:
+            raise ValueError("how='extend' with positions='learned'; allowed: 'stretch'.")
+        return other
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float) -> Tensor:
         """Guidance as the published code has it, on a batch that the caller has doubled.
@@ -209,6 +249,18 @@ class DiT(nn.Module):
         guided = uncond + cfg_scale * (cond - uncond)
         return torch.cat([torch.cat([guided, guided]), rest], dim=1)  # (2B, out, H, W)
 
+    def _place(self, grid: tuple[int, int], span: tuple[int, int]) -> None:
+        """Make the positions of ``grid``, with coordinates that cover ``span``."""
+        like = self.x_embedder.proj.weight  # (D, C, p, p)
+        if self.positions == "sincos":
+            table = sincos_pos_embed(len(like), grid, span).unsqueeze(0)  # (1, N, D)
+            self.pos_embed = nn.Parameter(table.to(like), requires_grad=False)
+        elif self.positions == "learned":
+            self.pos_embed = nn.Parameter(like.new_zeros(1, grid[0] * grid[1], len(like)))
+        elif self.positions == "rope":
+            for block in self.blocks:
+                block.attn.rotary = Rotary(len(like) // block.attn.num_heads, grid, span).to(like)
+
     def _check_shapes(self, x: Tensor, t: Tensor, y: Tensor) -> None:
         want = (self.in_channels, *self.input_size)
         if x.ndim != 4 or tuple(x.shape[1:]) != want:
@@ -219,3 +271,8 @@ class DiT(nn.Module):
             raise ValueError(
                 f"t {tuple(t.shape)} and y {tuple(y.shape)} must both have shape ({len(x)},)."
             )
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of a size that may be one number for both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

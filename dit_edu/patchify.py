@@ -1,4 +1,4 @@
-"""From an image to a sequence of tokens and back, and where each token stands.
+"""From an image to a sequence of tokens and back.
 
 A Transformer reads a sequence. ``patchify`` cuts an image into squares of p × p pixels and lays
 them out in reading order: N = (H/p)(W/p) tokens of p²C numbers each. Nothing is lost, and
@@ -7,11 +7,13 @@ them out in reading order: N = (H/p)(W/p) tokens of p²C numbers each. Nothing i
 
 from __future__ import annotations
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from dit_edu._checks import check_positive_int
+from dit_edu.positions import sincos_pos_embed
+
+__all__ = ["PatchEmbed", "patchify", "sincos_pos_embed", "token_grid", "unpatchify"]
 
 
 def token_grid(size: tuple[int, int], p: int) -> tuple[int, int]:
@@ -103,34 +105,3 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (B, C, H, W) → tokens (B, N, D)."""
         return self.proj(x).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, D, N) -> (B, N, D)
-
-
-def sincos_pos_embed(dim: int, grid: int | tuple[int, int]) -> Tensor:
-    """Fixed positions: each token's column and row as waves of many lengths.
-
-    The first half of the channels encodes the column, the second half the row — in this order,
-    because the published weights expect it. Within a half stand first all sines, then all cosines,
-    of position · ω_k with ω_k = 10000^(-k / (dim/4)), k = 0 … dim/4 - 1.
-
-    Args:
-        dim: D, a multiple of 4.
-        grid: tokens per column and per row, (h, w), or one number for both.
-
-    Returns:
-        (N, D) float32 with N = h·w, in reading order.
-
-    Raises:
-        ValueError: ``dim`` is not a multiple of 4.
-
-    Source: Vaswani et al. 2017, section 3.5, in two dimensions as in DiT.
-    """
-    if check_positive_int("dim", dim) % 4:
-        raise ValueError(f"dim={dim} must be a multiple of 4 (sine and cosine, column and row).")
-    h, w = (grid, grid) if isinstance(grid, int) else grid
-    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))  # (D/4,)
-    row, column = torch.meshgrid(
-        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
-    )  # (h, w) each
-    angles = [axis.reshape(-1, 1) * omega for axis in (column, row)]  # (N, D/4) each
-    waves = [wave for a in angles for wave in (a.sin(), a.cos())]  # 4 x (N, D/4)
-    return torch.cat(waves, dim=1).float()  # (N, D)

@@ -1,8 +1,6 @@
-"""Patchify against plain slicing, torch's Unfold and the convolution; positions against a loop."""
+"""Patchify against plain slicing, torch's Unfold and the convolution."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_edu.patchify import PatchEmbed, patchify, sincos_pos_embed, token_grid, unpatchify
+from dit_edu.patchify import PatchEmbed, patchify, token_grid, unpatchify
 
 
 @given(
@@ -49,32 +47,6 @@ def test_patch_embed_is_a_linear_map_of_patches():
     torch.testing.assert_close(embed(x), linear, rtol=1e-10, atol=1e-10)
 
 
-def test_positions_are_the_written_formula():
-    dim, (h, w) = 16, (3, 5)
-    table = sincos_pos_embed(dim, (h, w))
-    assert table.shape == (h * w, dim)
-    for i in range(h):
-        for j in range(w):
-            want = []
-            for position in (j, i):  # the column first
-                angles = [position * 10000 ** (-k / (dim / 4)) for k in range(dim // 4)]
-                want += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-            torch.testing.assert_close(table[i * w + j], torch.tensor(want), rtol=1e-6, atol=1e-6)
-
-
-def test_positions_equal_diffusers():
-    from diffusers.models.embeddings import get_2d_sincos_pos_embed
-
-    theirs = torch.as_tensor(get_2d_sincos_pos_embed(64, 4, base_size=4, output_type="pt")).float()
-    torch.testing.assert_close(sincos_pos_embed(64, 4), theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_every_position_is_different():
-    table = sincos_pos_embed(64, 16)
-    distance = torch.cdist(table, table) + 10 * torch.eye(256)
-    assert distance.min() > 0.1
-
-
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -85,7 +57,6 @@ def test_every_position_is_different():
         (lambda: unpatchify(torch.zeros(1, 5, 4), 2, (2, 2)), ValueError, "1, 5, 4"),
         (lambda: unpatchify(torch.zeros(1, 4, 5), 2, (2, 2)), ValueError, "1, 4, 5"),
         (lambda: PatchEmbed((8, 8), 5, 1, 4), ValueError, "p=5"),
-        (lambda: sincos_pos_embed(6, 4), ValueError, "dim=6"),
     ],
 )
 def test_bad_input_is_named(call, error, words):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_edu.diffusion import GaussianDiffusion, cosine_betas, linear_betas
-from dit_edu.lab.exercises import Exercise, close
+from dit_edu.lab.exercises import Exercise, close, mistake
 
 QSample = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Posterior = Callable[[Tensor, Tensor, int, int, Tensor], tuple[Tensor, Tensor]]
@@ -143,12 +143,12 @@ def _judge_q_sample(answer: QSample) -> str | None:
     t = torch.tensor([0, 1, 5, 60, 258, 500, 900, 999])
     betas = linear_betas(1000)
     want = _q_sample(x0, t, noise, betas)
-    got = answer(x0.clone(), t.clone(), noise.clone(), betas.clone())
-    for bug, why in Q_SAMPLE_BUGS.values():
-        if got.shape == want.shape and torch.allclose(got, bug(x0, t, noise, betas)):
-            return why
-    problem = close(got, want, "The noisy batch", rel=1e-5)
-    if problem:
+
+    def ask(f: QSample) -> Tensor:
+        return f(x0.clone(), t.clone(), noise.clone(), betas.clone())
+
+    problem = mistake(answer, Q_SAMPLE_BUGS, ask)
+    if problem := problem or close(ask(answer), want, "The noisy batch", rel=1e-5):
         return problem
     rgb = torch.randn(2, 3, 4, 6, generator=g, dtype=torch.float64)  # (B, C, H, W)
     got = answer(rgb, t[:2], -rgb, betas)
@@ -269,16 +269,12 @@ FLOOR_BUGS: dict[str, tuple[Callable[[float, float], float], str]] = {
 
 def _judge_floor(answer: Callable[[float, float], float]) -> str | None:
     cases = [(0.9, 1.0), (0.5, 0.5), (0.2, 2.0), (0.01, 0.75)]
-    got = [float(answer(*case)) for case in cases]
-    if all(abs(g - _floor(*case)) < 1e-6 for g, case in zip(got, cases, strict=True)):
-        return None
-    for bug, why in FLOOR_BUGS.values():
-        if all(abs(g - bug(*case)) < 1e-6 for g, case in zip(got, cases, strict=True)):
-            return why
-    for g, (ab, s) in zip(got, cases, strict=True):
-        if abs(g - _floor(ab, s)) >= 1e-6:
+    if why := mistake(answer, FLOOR_BUGS, lambda f: [float(f(*case)) for case in cases]):
+        return why
+    for ab, s in cases:
+        if abs((got := float(answer(ab, s))) - _floor(ab, s)) >= 1e-6:
             return (
-                f"floor({ab}, {s}) = {g:.6g}. Try it by Monte Carlo: draw x_0 and ε, regress ε "
+                f"floor({ab}, {s}) = {got:.6g}. Try it by Monte Carlo: draw x_0 and ε, regress ε "
                 "on x_t, and take the mean square of what is left."
             )
     return None

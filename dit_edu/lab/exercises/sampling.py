@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dit_edu.grids import respaced
-from dit_edu.lab.exercises import Exercise, close
-
-
-def _first_reason(
-    got: Tensor, wants: Mapping[str, tuple[Tensor, str]], rel: float = 1e-6
-) -> str | None:
-    """The reason of the known bug that gives ``got``, if it is one."""
-    for value, why in wants.values():
-        if got.shape == value.shape and torch.allclose(got, value, rtol=rel, atol=1e-9):
-            return why
-    return None
-
+from dit_edu.lab.exercises import Exercise, close, mistake
 
 # Derive: what a step of DDIM does to Gaussian data, and so what it does to their spread.
 
@@ -66,13 +55,11 @@ SHRINK_BUGS: dict[str, tuple[Shrink, str]] = {
 
 def _judge_shrink(answer: Shrink) -> str | None:
     cases = [(0.3, 0.7, 0.5), (0.01, 0.2, 0.8), (0.6, 1.0, 0.3), (0.5, 0.9, 2.0)]
-    got = torch.tensor([float(answer(*case)) for case in cases], dtype=torch.float64)
-    known = {
-        name: (torch.tensor([bug(*case) for case in cases], dtype=torch.float64), why)
-        for name, (bug, why) in SHRINK_BUGS.items()
-    }
-    want = torch.tensor([_shrink(*case) for case in cases], dtype=torch.float64)
-    return _first_reason(got, known) or close(got, want, "The factor", 1e-6)
+
+    def ask(f: Shrink) -> list[float]:
+        return [float(f(*case)) for case in cases]
+
+    return mistake(answer, SHRINK_BUGS, ask) or close(ask(answer), ask(_shrink), "The factor", 1e-6)
 
 
 # Build: one step of DDIM, for any η.
@@ -120,19 +107,15 @@ DDIM_BUGS: dict[str, tuple[DDIMStep, str]] = {
 def _judge_ddim_step(answer: DDIMStep) -> str | None:
     g = torch.Generator().manual_seed(0)
     x, eps, z = torch.randn(3, 2, 1, 3, 5, generator=g, dtype=torch.float64)
-    for eta in (0.0, 1.0, 0.6):
-        for ab, prev in ((0.2, 0.5), (0.01, 0.3), (0.7, 1.0)):
-            case = (x, eps, ab, prev, eta, z)
-            got, want = torch.as_tensor(answer(*case)), _ddim_step(*case)
-            known = {
-                name: (bug(*case), why)
-                for name, (bug, why) in DDIM_BUGS.items()
-                if not torch.allclose(bug(*case), want)
-            }
-            if why := _first_reason(got, known):
-                return why
-            if wrong := close(got, want, f"The step from ᾱ = {ab} to {prev}, η = {eta},", 1e-6):
-                return wrong
+    levels = ((0.2, 0.5), (0.01, 0.3), (0.7, 1.0))
+    cases = [(x, eps, *pair, eta, z) for eta in (0.0, 1.0, 0.6) for pair in levels]
+    if why := mistake(answer, DDIM_BUGS, lambda f: [f(*case) for case in cases]):
+        return why
+    for case in cases:
+        _, _, ab, prev, eta, _ = case
+        what = f"The step from ᾱ = {ab} to {prev}, η = {eta},"
+        if wrong := close(answer(*case), _ddim_step(*case), what, 1e-6):
+            return wrong
     return None
 
 
@@ -186,14 +169,13 @@ SOLVER_BUGS: dict[str, tuple[SolverStep, str]] = {
 
 def _judge_solver_step(answer: SolverStep) -> str | None:
     g = torch.Generator().manual_seed(1)
-    x, x0, before = torch.randn(3, 2, 1, 3, 5, generator=g, dtype=torch.float64)
-    for levels in ((0.01, 0.1, 0.5), (0.3, 0.5, 0.6), (0.6, 0.7, 0.99)):
-        case = (x, x0, before, *levels)
-        got, want = torch.as_tensor(answer(*case)), _solver_step(*case)
-        known = {name: (bug(*case), why) for name, (bug, why) in SOLVER_BUGS.items()}
-        if why := _first_reason(got, known):
-            return why
-        if wrong := close(got, want, "The step over ᾱ = {}, {}, {}".format(*levels), 1e-6):
+    images = torch.randn(3, 2, 1, 3, 5, generator=g, dtype=torch.float64)  # x, x̂_0, the one before
+    cases = [(*images, *ab) for ab in ((0.01, 0.1, 0.5), (0.3, 0.5, 0.6), (0.6, 0.7, 0.99))]
+    if why := mistake(answer, SOLVER_BUGS, lambda f: [f(*case) for case in cases]):
+        return why
+    for case in cases:
+        what = "The step over ᾱ = {}, {}, {}".format(*case[3:])
+        if wrong := close(answer(*case), _solver_step(*case), what, 1e-6):
             return wrong
     return None
 
@@ -269,13 +251,11 @@ def _judge_calls(answer: Calls) -> str | None:
         for steps in (1, 10, 50)
         for guided in (False, True)
     ]
-    got, want = [answer(*case) for case in cases], [_calls(*case) for case in cases]
-    for bug, why in CALLS_BUGS.values():
-        if got == [bug(*case) for case in cases]:
-            return why
-    for case, a, b in zip(cases, got, want, strict=True):
-        if a != b:
-            return f"For {case} you say {a}; that is not it."
+    if why := mistake(answer, CALLS_BUGS, lambda f: [f(*case) for case in cases]):
+        return why
+    for case in cases:
+        if (got := answer(*case)) != _calls(*case):
+            return f"For {case} you say {got}; that is not it."
     return None
 
 
@@ -307,13 +287,13 @@ JUMP_BUGS: dict[str, tuple[Jump, str]] = {
 
 def _judge_jump(answer: Jump) -> str | None:
     cases = [(0.9, 0.5), (0.99, 0.2), (0.5, 2.0), (0.999, 0.5)]
-    got = torch.tensor([float(answer(*case)) for case in cases], dtype=torch.float64)
-    known = {
-        name: (torch.tensor([bug(*case) for case in cases], dtype=torch.float64), why)
-        for name, (bug, why) in JUMP_BUGS.items()
-    }
-    want = torch.tensor([_jump(*case) for case in cases], dtype=torch.float64)
-    return _first_reason(got, known) or close(got, want, "The share of the spread", 1e-6)
+
+    def ask(f: Jump) -> list[float]:
+        return [float(f(*case)) for case in cases]
+
+    return mistake(answer, JUMP_BUGS, ask) or close(
+        ask(answer), ask(_jump), "The share of the spread", 1e-6
+    )
 
 
 EXERCISES = {

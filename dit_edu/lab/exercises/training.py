@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_edu.lab.exercises import Exercise, close
+from dit_edu.lab.exercises import Exercise, close, mistake
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.spread import seeds_needed
 
@@ -97,13 +97,9 @@ def _judge_step(answer: Update) -> str | None:
     for grad in grads:
         weight.grad = grad.clone()
         optimizer.step()
-    problem = close(walk(answer), weight.detach(), "θ after five updates", rel=1e-9)
-    if problem is None:
-        return None
-    for wrong, why in WRONG_UPDATES.values():
-        if close(walk(answer), walk(wrong), "", rel=1e-9) is None:
-            return why
-    return problem
+    return mistake(answer, WRONG_UPDATES, walk) or close(
+        walk(answer), weight.detach(), "θ after five updates", rel=1e-9
+    )
 
 
 # Derive: how long the first updates are when gradients are noise.

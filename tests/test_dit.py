@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_edu.conditioning import Mlp
 from dit_edu.dit import PRESETS, DiT
+from dit_edu.lab.convert import state_from_diffusers, to_diffusers
 
 # Parameters in millions and GMACs (the paper's "Gflops"): Peebles & Xie 2023, table 4.
 PUBLISHED = {
@@ -35,53 +39,110 @@ def randomise(net: torch.nn.Module) -> torch.nn.Module:
     return net
 
 
-def to_diffusers(net: DiT) -> DiTTransformer2DModel:
-    """The same function in diffusers, with the two settings in which its stock DiT differs."""
-    depth, heads = len(net.blocks), net.blocks[0].attn.num_heads
-    dim = net.pos_embed.shape[-1]
-    theirs = DiTTransformer2DModel(
-        num_attention_heads=heads, attention_head_dim=dim // heads, in_channels=net.in_channels,
-        out_channels=net.out_channels, num_layers=depth, sample_size=net.input_size[0],
-        patch_size=net.patch_size, num_embeds_ada_norm=net.num_classes, norm_eps=1e-6,
-    )  # fmt: skip
-    ours, state = net.state_dict(), {}
-
-    def linear(new: str, old: str) -> None:
-        state[f"{new}.weight"], state[f"{new}.bias"] = ours[f"{old}.weight"], ours[f"{old}.bias"]
-
-    linear("pos_embed.proj", "x_embedder.proj")
-    for i in range(depth):
-        new, old = f"transformer_blocks.{i}", f"blocks.{i}"
-        linear(f"{new}.norm1.emb.timestep_embedder.linear_1", "t_embedder.mlp.0")
-        linear(f"{new}.norm1.emb.timestep_embedder.linear_2", "t_embedder.mlp.2")
-        table = ours["y_embedder.embedding_table.weight"]
-        state[f"{new}.norm1.emb.class_embedder.embedding_table.weight"] = table
-        linear(f"{new}.norm1.linear", f"{old}.adaLN_modulation.1")
-        for k, name in enumerate(("to_q", "to_k", "to_v")):
-            state[f"{new}.attn1.{name}.weight"] = ours[f"{old}.attn.qkv.weight"].chunk(3)[k]
-            state[f"{new}.attn1.{name}.bias"] = ours[f"{old}.attn.qkv.bias"].chunk(3)[k]
-        linear(f"{new}.attn1.to_out.0", f"{old}.attn.proj")
-        linear(f"{new}.ff.net.0.proj", f"{old}.mlp.fc1")
-        linear(f"{new}.ff.net.2", f"{old}.mlp.fc2")
-    linear("proj_out_1", "final_layer.adaLN_modulation.1")
-    linear("proj_out_2", "final_layer.linear")
-    missing, unexpected = theirs.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) <= {"pos_embed.pos_embed"}  # fixed in both
-    for block in theirs.transformer_blocks:
-        block.norm1.emb.time_proj.downscale_freq_shift = 0  # stock diffusers divides by half - 1
-    return theirs.to(next(net.parameters()).dtype).eval()
+def question() -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(2)
+    return (
+        torch.randn(3, 4, 8, 8, generator=g),
+        torch.tensor([0, 411, 999]),
+        torch.tensor([0, 9, 10]),
+    )
 
 
 def test_equals_diffusers_with_all_weights_random():
     net = randomise(small()).eval()
-    theirs = to_diffusers(net)
-    g = torch.Generator().manual_seed(2)
-    x = torch.randn(3, 4, 8, 8, generator=g)
-    t, y = torch.tensor([0, 411, 999]), torch.tensor([0, 9, 10])
-    ours, other = net(x, t, y), theirs(x, t, y).sample
+    ours, other = net(*question()), to_diffusers(net)(*question()).sample
     assert ours.abs().mean() > 0.1  # the comparison is not one of zeros
-    torch.testing.assert_close(ours, other, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(ours, other, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_equal_those_of_diffusers(dtype):
+    """Theirs are gathered into our layout: three matrices stacked, the embedders' copies added."""
+    net = randomise(small()).to(dtype).eval()
+    theirs = to_diffusers(net)
+    g = torch.Generator().manual_seed(3)
+    x, t, y = question()
+    ours_x, theirs_x = (x.to(dtype).requires_grad_() for _ in range(2))
+    target = torch.randn(3, 8, 8, 8, generator=g).to(dtype)
+    ours, other = net(ours_x, t, y), theirs(theirs_x, t, y).sample
+    for out in (ours, other):
+        (out * target).mean().backward()
+    grads = {name: p.grad for name, p in theirs.named_parameters()}
+    copies = {name: grad for name, grad in grads.items() if ".emb." in name}
+    first = "transformer_blocks.0."
+    for name in [name for name in copies if name.startswith(first)]:
+        total = sum(copies[name.replace(first, f"transformer_blocks.{i}.")] for i in range(3))
+        for i in range(3):
+            grads[name.replace(first, f"transformer_blocks.{i}.")] = total
+    want = state_from_diffusers(grads, grid=4)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(ours_x.grad, theirs_x.grad, rtol=0, atol=tolerance)
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            assert p.grad.any(), name
+            torch.testing.assert_close(p.grad, want[name], rtol=1e-5, atol=tolerance, msg=name)
+
+
+def written_out(state: dict[str, np.ndarray], heads: int, p: int, x, t, y) -> np.ndarray:
+    """The paper's model from its published weights, in numpy and float64: no module, no kernel."""
+
+    def linear(z, name):
+        return z @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def silu(z):
+        return z / (1 + np.exp(-z))
+
+    def gelu(z):
+        return 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+    def modulated(z, shift, scale):
+        z = z - z.mean(-1, keepdims=True)
+        z = z / np.sqrt((z**2).mean(-1, keepdims=True) + 1e-6)
+        return z * (1 + scale[:, None]) + shift[:, None]
+
+    def attention(z, name):
+        q, k, v = np.split(linear(z, f"{name}.qkv"), 3, axis=-1)
+        out, d = np.empty_like(q), z.shape[-1] // heads
+        for i in range(heads):
+            part = slice(i * d, (i + 1) * d)  # one head after the other
+            scores = q[..., part] @ k[..., part].transpose(0, 2, 1) / math.sqrt(d)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[..., part] = weights / weights.sum(-1, keepdims=True) @ v[..., part]
+        return linear(out, f"{name}.proj")
+
+    b, channels, height, width = x.shape
+    kernel = state["x_embedder.proj.weight"].reshape(-1, channels * p * p)  # flattened (c, p, q)
+    places = [(i, j) for i in range(0, height, p) for j in range(0, width, p)]
+    patches = np.stack([x[:, :, i : i + p, j : j + p].reshape(b, -1) for i, j in places], 1)
+    z = patches @ kernel.T + state["x_embedder.proj.bias"] + state["pos_embed"]
+    angles = t[:, None] * np.exp(-math.log(10000) * np.arange(128) / 128)
+    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    c = linear(silu(linear(waves, "t_embedder.mlp.0")), "t_embedder.mlp.2")
+    c = c + state["y_embedder.embedding_table.weight"][y]
+    for i in range(len({name.split(".")[1] for name in state if name.startswith("blocks.")})):
+        block = f"blocks.{i}"
+        six = np.split(linear(silu(c), f"{block}.adaLN_modulation.1"), 6, axis=1)
+        z = z + six[2][:, None] * attention(modulated(z, *six[:2]), f"{block}.attn")
+        h = linear(gelu(linear(modulated(z, *six[3:5]), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+        z = z + six[5][:, None] * h
+    shift, scale = np.split(linear(silu(c), "final_layer.adaLN_modulation.1"), 2, axis=1)
+    tokens = linear(modulated(z, shift, scale), "final_layer.linear")  # each is (p, q, c)
+    out = np.empty((b, tokens.shape[-1] // p**2, height, width))
+    for n, (i, j) in enumerate(places):
+        out[:, :, i : i + p, j : j + p] = tokens[:, n].reshape(b, p, p, -1).transpose(0, 3, 1, 2)
+    return out
+
+
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_equals_the_paper_written_out(p):
+    net = randomise(small(patch_size=p)).double().eval()
+    state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    x, t, y = question()
+    want = written_out(state, 4, p, x.double().numpy(), t.double().numpy(), y.numpy())
+    with torch.no_grad():
+        got = net(x.double(), t, y)
+    # the waves are float32, as published: cos(999 ω) has an error of up to 999 * 2^-24
+    torch.testing.assert_close(got, torch.from_numpy(want), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -102,6 +163,8 @@ def test_presets_have_the_published_size_and_cost(name):
 def test_fresh_model_says_nothing():
     net = small().eval()
     x = torch.randn(2, 4, 8, 8)
+    tokens, c = torch.randn(2, 16, 48), torch.randn(2, 48)
+    assert all(torch.equal(block(tokens, c), tokens) for block in net.blocks)
     out = net(x, torch.tensor([5, 900]), torch.tensor([1, 2]))
     assert out.shape == (2, 8, 8, 8)
     assert torch.count_nonzero(out) == 0
@@ -124,19 +187,38 @@ def test_fresh_model_learns_in_every_part():
     assert still == []
 
 
-def test_state_dict_has_the_published_keys():
-    block = [
-        f"blocks.0.{layer}.{kind}"
-        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
-        for kind in ("weight", "bias")
-    ]
-    rest = [
-        "pos_embed", "x_embedder.proj.weight", "x_embedder.proj.bias", "t_embedder.mlp.0.weight",
-        "t_embedder.mlp.0.bias", "t_embedder.mlp.2.weight", "t_embedder.mlp.2.bias",
-        "y_embedder.embedding_table.weight", "final_layer.linear.weight", "final_layer.linear.bias",
-        "final_layer.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.bias",
-    ]  # fmt: skip
-    assert set(small(depth=1).state_dict()) == set(block + rest)
+def published_shapes(depth: int, d: int, p: int, tokens: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a published checkpoint: 4 latent channels, σ learnt, 1000 classes."""
+    layers = {
+        "t_embedder.mlp.0": (d, 256), "t_embedder.mlp.2": (d, d),
+        "final_layer.linear": (p * p * 8, d), "final_layer.adaLN_modulation.1": (2 * d, d),
+    }  # fmt: skip
+    for i in range(depth):
+        layers |= {
+            f"blocks.{i}.attn.qkv": (3 * d, d), f"blocks.{i}.attn.proj": (d, d),
+            f"blocks.{i}.mlp.fc1": (4 * d, d), f"blocks.{i}.mlp.fc2": (d, 4 * d),
+            f"blocks.{i}.adaLN_modulation.1": (6 * d, d),
+        }  # fmt: skip
+    layers["x_embedder.proj"] = (d, 4, p, p)
+    shapes = {"pos_embed": (1, tokens, d), "y_embedder.embedding_table.weight": (1001, d)}
+    shapes |= {f"{name}.weight": shape for name, shape in layers.items()}
+    return shapes | {f"{name}.bias": shape[:1] for name, shape in layers.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shapes"),
+    [
+        ("DiT-XL/2", 32, published_shapes(28, 1152, 2, 256)),
+        ("DiT-XL/2", 64, published_shapes(28, 1152, 2, 1024)),  # for 512 pixels
+        ("DiT-S/8", 32, published_shapes(12, 384, 8, 16)),
+    ],
+)
+def test_state_dict_has_the_published_names_and_shapes(name, size, shapes):
+    with torch.device("meta"):
+        net = DiT.from_preset(name, input_size=size)
+    assert {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()} == shapes
+    if (name, size) == ("DiT-XL/2", 32):  # the number that the published training prints
+        assert sum(p.numel() for p in net.parameters()) == 675_129_632
 
 
 def test_one_sample_does_not_change_another():
@@ -157,11 +239,27 @@ def test_non_square_images():
     )
 
 
-def test_traces_without_graph_breaks():
+def test_exports():
     net = small().eval()
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 2]), torch.tensor([1, 2])
     exported = torch.export.export(net, (x, t, y)).module()
     torch.testing.assert_close(exported(x, t, y), net(x, t, y))
+
+
+@pytest.mark.parametrize(("training", "backend"), [(False, "eager"), (True, "aot_eager")])
+def test_compiles_without_graph_breaks(training, backend):
+    """fullgraph=True raises at the first break; these backends compile nothing."""
+    net = randomise(small(depth=1)).train(training)
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    found = []
+    for call in (net, compiled):
+        net.zero_grad()
+        torch.manual_seed(0)  # of the labels that training drops
+        out = call(*question())
+        out.square().mean().backward()
+        found.append([out, *(p.grad for p in net.parameters() if p.requires_grad)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_is_for_training_alone_and_keeps_the_mean():

@@ -116,8 +116,14 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def load_weights(
+    model: nn.Module, weights: dict[str, Tensor], path: Path, *, assign: bool = False
+) -> None:
     """Put ``weights`` into ``model``; names and shapes must be exactly the model's.
+
+    Args:
+        assign: take the tensors themselves, not copies; so also a model on the ``meta`` device gets
+            weights.
 
     Raises:
         ValueError: a name is missing or too many, or a shape differs; the message names it.
@@ -133,7 +139,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
             )
     if foreign := sorted(set(weights) - set(own)):
         raise ValueError(f"{path} does not fit the model: it has {foreign[0]!r}, unknown here.")
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=assign)
 
 
 def _trainable_names(model: nn.Module) -> list[str]:

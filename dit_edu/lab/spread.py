@@ -75,6 +75,35 @@ def t_limit(n: int, comparisons: int = 1, level: float = 0.05) -> float:
     return float(student.ppf(1 - level / comparisons / 2, n - 1))
 
 
+def as_text(
+    rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], base: str = "base"
+) -> str:
+    """A table for the eye: each metric's mean ± sd by setting, and the t of its gap to the base.
+
+    A star stands where \\|t\\| is beyond :func:`t_limit` for as many comparisons as there are rows.
+
+    Args:
+        rows: of an experiment.
+        metrics: what to show: by name, the format of its numbers, as ``".3f"``.
+        base: the setting that the others are compared with.
+    """
+    tables = {metric: compare(rows, metric, base) for metric in metrics}
+    settings = list(tables[next(iter(metrics))])
+    seeds = len({row["seed"] for row in rows})
+    limit = t_limit(seeds, comparisons=max(1, len(settings) - 1))
+    width = max(map(len, settings)) + 2
+    lines = [f"{'':{width}}" + "".join(f"{metric:>20}{'t':>7} " for metric in metrics)]
+    for setting in settings:
+        line = f"{setting:{width}}"
+        for metric, form in metrics.items():
+            c = tables[metric][setting]
+            t = "" if setting == base else f"{c.t:+.1f}"
+            line += f"{format(c.mean, form) + ' ± ' + format(c.sd, form):>20}{t:>7}"
+            line += "*" if abs(c.t) > limit else " "
+        lines.append(line.rstrip())
+    return "\n".join([*lines, f"{seeds} seeds; * more than luck: |t| beyond {limit:.1f}"])
+
+
 def seeds_needed(
     effect: float, sd: float, correlation: float = 0.0, level: float = 0.05, power: float = 0.8
 ) -> int:

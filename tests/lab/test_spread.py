@@ -6,7 +6,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from dit_edu.lab.spread import compare, prediction_band, seeds_needed, t_limit
+from dit_edu.lab.spread import as_text, compare, prediction_band, seeds_needed, t_limit
 
 TRIES = 20_000
 
@@ -25,6 +25,21 @@ def test_settings_are_compared_seed_by_seed():
     )  # gaps 0, 2, 1
     assert astuple(table["base"]) == pytest.approx((4, math.sqrt(13), 0, 0, 0))
     assert astuple(table["other"]) == pytest.approx((5, 4, 1, 1, math.sqrt(3)))
+
+
+def test_the_table_stars_what_is_more_than_luck():
+    text = as_text(
+        rows(
+            base={0: 1.0, 1: 3.0, 2: 8.0}, luck={0: 2.0, 1: 2.0, 2: 8.0}, real={0: 2, 1: 4, 2: 9.01}
+        ),
+        {"loss": ".2f"},
+    )  # the gaps of "real" are 1, 1 and 1.01; two comparisons at 2 degrees of freedom: 6.2
+    head, base, luck, real, foot = text.splitlines()
+    assert head.split() == ["loss", "t"]
+    assert base.split() == ["base", "4.00", "±", "3.61"]
+    assert luck.split() == ["luck", "4.00", "±", "3.46", "+0.0"]
+    assert real.split()[:4] == ["real", "5.00", "±", "3.61"] and real.endswith("*")
+    assert foot == "3 seeds; * more than luck: |t| beyond 6.2"
 
 
 @pytest.mark.parametrize("other", [{0: 1.0}, {0: 1.0, 2: 3.0}])

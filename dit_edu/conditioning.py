@@ -1,19 +1,46 @@
 """Conditioning: how the noise level and the label reach every block.
 
 Two embedders turn the step t and the label y into vectors of width D; their sum is the condition c.
-A conditioning block takes tokens and c. In ``adaln-zero`` the condition sets shift, scale and gate
-of each branch, and all three start at zero, so that an untrained block is the identity.
+``BLOCKS`` holds six ways to tell it to a stack of blocks. A model of any kind goes
+
+    h, told = Kind.enter(x, t, y)    # once: tokens (B, N, D) and two embeddings (B, D) each
+    told = share(told)               # share = Kind.share(D): what all blocks have in common
+    h = block(h, told)               # each block
+    h[:, :N]                         # at the end: the image's tokens stand first
+
+In ``adaln-zero`` the condition sets shift, scale and gate of each branch, and all three start at
+zero, so that an untrained block is the identity.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dit_edu._checks import check_positive_int
 from dit_edu.attention import Attention
+from dit_edu.branches import CrossAttention, Mlp
+from dit_edu.embedders import LabelEmbedder, TimestepEmbedder
+
+__all__ = [
+    "BLOCKS",
+    "AdaLNBlock",
+    "AdaLNSingleBlock",
+    "AdaLNZeroBlock",
+    "AdditiveBlock",
+    "Block",
+    "CrossAttention",
+    "CrossAttentionBlock",
+    "InContextBlock",
+    "LabelEmbedder",
+    "Mlp",
+    "TableModulation",
+    "TimestepEmbedder",
+    "modulate",
+    "modulation",
+]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -29,134 +56,35 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)  # (B, D) -> (B, 1, D)
 
 
-class TimestepEmbedder(nn.Module):
-    """A step t as a vector: waves of many lengths, then a small MLP.
+def modulation(k: int, dim: int) -> nn.Sequential:
+    """A layer that makes k vectors of a condition: (B, D) → (B, kD)."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(dim, k * dim))
+
+
+class TableModulation(nn.Module):
+    """k vectors from a condition that others share: the only weights of its own are k vectors.
 
     Args:
-        hidden_size: D.
-        frequency_embedding_size: how many waves, an even number.
-
-    Source: DiT (Peebles & Xie 2023); the waves are those of DDPM and, before it, of Transformers.
-    """
-
-    def __init__(self, hidden_size: int, frequency_embedding_size: int = 256) -> None:
-        super().__init__()
-        self.frequency_embedding_size = frequency_embedding_size
-        self.mlp = nn.Sequential(
-            nn.Linear(frequency_embedding_size, hidden_size),
-            nn.SiLU(),
-            nn.Linear(hidden_size, hidden_size),
-        )
-
-    @staticmethod
-    def frequencies(dim: int, max_period: float = 10000.0) -> Tensor:
-        """ω_k = max_period^(-k / (dim/2)) for k = 0 … dim/2 - 1: (dim/2,) float32."""
-        k = torch.arange(dim // 2, dtype=torch.float32)  # (dim/2,)
-        return torch.exp(-math.log(max_period) * k / (dim // 2))
-
-    @staticmethod
-    def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-        """cos(ω_k t) and then sin(ω_k t), with ω_k = max_period^(-k / (dim/2)).
-
-        Args:
-            t: steps, (B,), integers or floats.
-            dim: how many numbers, even.
-            max_period: sets the longest wave, 2π · max_period steps (almost).
-
-        Returns:
-            (B, dim) float32.
-        """
-        omega = TimestepEmbedder.frequencies(dim, max_period).to(t.device)  # (dim/2,)
-        angles = t.float().unsqueeze(1) * omega  # (B, dim/2)
-        return torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, dim)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """``t`` (B,) → (B, D)."""
-        waves = self.timestep_embedding(t, self.frequency_embedding_size)  # (B, 256)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))  # (B, D)
-
-
-class LabelEmbedder(nn.Module):
-    """A label as a vector, and one vector more for "no label": the null class, the last row.
-
-    In training a label is dropped (replaced by the null class) with probability ``dropout_prob``:
-    so one network learns with and without labels, which classifier-free guidance needs.
-
-    Args:
-        num_classes: how many labels.
-        hidden_size: D.
-        dropout_prob: chance of dropping a label in training, in [0, 1); with 0 there is no null
-            row.
-
-    Raises:
-        ValueError: ``num_classes`` or ``dropout_prob`` is out of range.
-
-    Source: Ho & Salimans 2022, algorithm 1; DiT (Peebles & Xie 2023).
-    """
-
-    def __init__(self, num_classes: int, hidden_size: int, dropout_prob: float) -> None:
-        super().__init__()
-        if not 0 <= dropout_prob < 1:
-            raise ValueError(f"dropout_prob={dropout_prob} must lie in [0, 1).")
-        self.num_classes = check_positive_int("num_classes", num_classes)
-        self.dropout_prob = dropout_prob
-        self.embedding_table = nn.Embedding(num_classes + (dropout_prob > 0), hidden_size)
-
-    def drop(self, y: Tensor, force_drop_ids: Tensor | None = None) -> Tensor:
-        """Replace some labels by the null class.
-
-        Args:
-            y: labels, (B,).
-            force_drop_ids: (B,), 1 (or True) where the label must go; drawn at random if not given.
-
-        Returns:
-            (B,) labels.
-
-        Raises:
-            ValueError: there is no null class, because ``dropout_prob`` is 0.
-        """
-        if self.dropout_prob == 0:
-            raise ValueError("dropout_prob=0, so there is no null class; allowed: above 0.")
-        if force_drop_ids is None:
-            dropped = torch.rand(len(y), device=y.device) < self.dropout_prob  # (B,)
-        else:
-            dropped = force_drop_ids.bool()  # (B,)
-        return torch.where(dropped, self.num_classes, y)
-
-    def forward(self, y: Tensor, force_drop_ids: Tensor | None = None) -> Tensor:
-        """``y`` (B,) → (B, D); in training mode some labels are dropped."""
-        if force_drop_ids is not None or (self.training and self.dropout_prob > 0):
-            y = self.drop(y, force_drop_ids)
-        return self.embedding_table(y)  # (B, D)
-
-
-class Mlp(nn.Module):
-    """The token-wise half of a block: D → r·D → D with a GELU (tanh form) between.
-
-    Args:
+        k: how many vectors.
         dim: D.
-        hidden_dim: r·D.
-        dropout: chance that a number is set to 0 in training, after each of the two maps.
+
+    Source: PixArt-α (Chen et al. 2024), section 2.3, adaLN-single.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+    def __init__(self, k: int, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(hidden_dim, dim)
-        self.drop = nn.Dropout(dropout)
+        self.table = nn.Parameter(torch.zeros(k, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) → (B, N, D)."""
-        wide = self.drop(self.act(self.fc1(x)))  # (B, N, D) -> (B, N, rD)
-        return self.drop(self.fc2(wide))  # (B, N, rD) -> (B, N, D)
+    def forward(self, told: Tensor) -> Tensor:
+        """``told`` (B, kD), or (B, D) for all k alike → (B, kD)."""
+        vectors = told.unflatten(1, (-1, self.table.shape[1]))  # (B, k, D) or (B, 1, D)
+        return (vectors + self.table).flatten(1)  # (B, k, D) -> (B, kD)
 
 
-class AdaLNZeroBlock(nn.Module):
-    """A Transformer block whose norms, and whose very presence, are set by the condition.
+class Block(nn.Module):
+    """The Transformer's own block: attention and MLP, each behind a norm, each added to the tokens.
 
-    From c come six vectors: shift, scale and gate for attention, and the same for the MLP. The
-    layer that makes them starts at zero: both gates are closed, and the block is the identity.
+    It listens to nothing. What a kind changes of it is how the condition enters.
 
     Args:
         hidden_size: D.
@@ -164,18 +92,133 @@ class AdaLNZeroBlock(nn.Module):
         mlp_ratio: r, the MLP's width over D.
         dropout: of the MLP, in training.
 
-    Source: DiT (Peebles & Xie 2023), section 3.2 and figure 3.
+    Attributes:
+        modulation: ``modulation(k, D)`` makes the layer that turns a condition into k vectors; None
+            where norms have learnt scales and shifts instead.
+        share: ``share(D)`` makes what all blocks of a model have in common.
+
+    Source: Vaswani et al. 2017; with the norms first, as in Dosovitskiy et al. 2021.
     """
+
+    modulation: ClassVar[Callable[[int, int], nn.Module] | None] = None
+    share: ClassVar[Callable[[int], nn.Module]] = nn.Identity
 
     def __init__(
         self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        affine = self.modulation is None
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=affine, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=affine, eps=1e-6)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), dropout)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    @staticmethod
+    def enter(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What the blocks work on, and what they are told: here x and the condition c = t + y.
+
+        Args:
+            x: tokens, (B, N, D).
+            t, y: embeddings of step and label, (B, D).
+
+        Returns:
+            Tokens, (B, N or more, D), the image's first; and the condition in this kind's form.
+        """
+        return x, t + y
+
+    def zero_init(self) -> None:
+        """Set to zero what has to start there: here nothing."""
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        """Tokens ``x`` (B, N, D) → (B, N, D)."""
+        x = x + self.attn(self.norm1(x), cond=told)  # x + Attention(LN(x))
+        return x + self.mlp(self.norm2(x))  # x + MLP(LN(x))
+
+
+class AdditiveBlock(Block):
+    """A block whose tokens have been given the condition once, before the first block."""
+
+    @staticmethod
+    def enter(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """c = t + y is added to every token."""
+        return x + (t + y).unsqueeze(1), t + y  # (B, N, D) + (B, 1, D)
+
+
+class InContextBlock(Block):
+    """A block for which the condition is two tokens more, seen by attention like all others.
+
+    Source: DiT (Peebles & Xie 2023), section 3.2.
+    """
+
+    @staticmethod
+    def enter(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """t and y stand behind the image's tokens."""
+        return torch.cat([x, torch.stack([t, y], dim=1)], dim=1), t + y  # (B, N + 2, D)
+
+
+class CrossAttentionBlock(Block):
+    """A block with a third branch, in which the tokens look at a sequence of two: t and y.
+
+    Source: DiT (Peebles & Xie 2023), section 3.2.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__(hidden_size, num_heads, mlp_ratio, dropout)
+        self.norm_cross = nn.LayerNorm(hidden_size, eps=1e-6)
+        self.cross = CrossAttention(hidden_size, num_heads)
+
+    @staticmethod
+    def enter(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The blocks are told both embeddings, not their sum."""
+        return x, torch.stack([t, y], dim=1)  # (B, 2, D)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        """Tokens ``x`` (B, N, D) under a sequence ``told`` (B, M, D) → (B, N, D)."""
+        x = x + self.attn(self.norm1(x))
+        x = x + self.cross(self.norm_cross(x), cond=told)  # x + CrossAttention(LN(x), told)
+        return x + self.mlp(self.norm2(x))
+
+
+class AdaLNBlock(Block):
+    """A block whose norms take their scales and shifts from the condition.
+
+    Source: DiT (Peebles & Xie 2023), section 3.2, after Perez et al. 2018.
+    """
+
+    modulation = staticmethod(modulation)
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__(hidden_size, num_heads, mlp_ratio, dropout)
+        self.adaLN_modulation = self.modulation(4, hidden_size)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        """Tokens ``x`` (B, N, D) under condition ``told`` (B, D) → (B, N, D)."""
+        four = self.adaLN_modulation(told).chunk(4, dim=1)  # (B, 4D) -> 4 x (B, D)
+        shift_msa, scale_msa, shift_mlp, scale_mlp = four
+        x = x + self.attn(modulate(self.norm1(x), shift_msa, scale_msa), cond=told)
+        return x + self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class AdaLNZeroBlock(Block):
+    """A Transformer block whose norms, and whose very presence, are set by the condition.
+
+    From c come six vectors: shift, scale and gate for attention, and the same for the MLP. The
+    layer that makes them starts at zero: both gates are closed, and the block is the identity.
+
+    Source: DiT (Peebles & Xie 2023), section 3.2 and figure 3.
+    """
+
+    modulation = staticmethod(modulation)
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__(hidden_size, num_heads, mlp_ratio, dropout)
+        self.adaLN_modulation = self.modulation(6, hidden_size)
 
     def zero_init(self) -> None:
         """Close the gates: shift, scale and gate are 0 whatever c, so the block is the identity."""
@@ -192,4 +235,31 @@ class AdaLNZeroBlock(nn.Module):
         return x + gate_mlp.unsqueeze(1) * h  # x + α₂ · MLP(γ₂, β₂)
 
 
-BLOCKS = {"adaln-zero": AdaLNZeroBlock}
+class AdaLNSingleBlock(AdaLNZeroBlock):
+    """The same with one layer for all blocks: a block adds six vectors of its own, and no more.
+
+    As published, nothing starts at zero, the gates neither; so a fresh block is not the identity.
+
+    Source: PixArt-α (Chen et al. 2024), section 2.3.
+    """
+
+    modulation = TableModulation
+
+    @staticmethod
+    def share(dim: int) -> nn.Module:
+        """c (B, D) → six vectors (B, 6D), once for all blocks."""
+        return modulation(6, dim)
+
+    def zero_init(self) -> None:
+        """Nothing."""
+
+
+#: The kinds of conditioning by name.
+BLOCKS: dict[str, type[Block]] = {
+    "additive": AdditiveBlock,
+    "in-context": InContextBlock,
+    "cross-attention": CrossAttentionBlock,
+    "adaln": AdaLNBlock,
+    "adaln-zero": AdaLNZeroBlock,
+    "adaln-single": AdaLNSingleBlock,
+}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_edu._checks import check_choice, check_positive_int
-from dit_edu.conditioning import BLOCKS, LabelEmbedder, TimestepEmbedder, modulate
+from dit_edu.conditioning import BLOCKS, Block, TableModulation, modulate
+from dit_edu.embedders import LabelEmbedder, TimestepEmbedder
 from dit_edu.patchify import PatchEmbed, token_grid, unpatchify
 from dit_edu.positions import POSITIONS, Rotary, resize_pos_embed, sincos_pos_embed
 
@@ -33,24 +34,41 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 class FinalLayer(nn.Module):
-    """From tokens of width D back to patches, under the condition; its output starts at zero.
+    """From tokens of width D back to patches; its output starts at zero.
+
+    Where the blocks are modulated by the condition, this layer is too.
 
     Args:
         hidden_size: D.
         patch_size: p.
         out_channels: channels of the output image.
+        kind: of the blocks.
     """
 
-    def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
+    def __init__(
+        self, hidden_size: int, patch_size: int, out_channels: int, kind: type[Block]
+    ) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        plain = kind.modulation is None
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=plain, eps=1e-6)
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+        self.adaLN_modulation = None if plain else kind.modulation(2, hidden_size)
+
+    def zero_init(self) -> None:
+        """Answer 0, whatever the tokens and the condition."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        if isinstance(self.adaLN_modulation, nn.Sequential):
+            nn.init.zeros_(self.adaLN_modulation[-1].weight)
+            nn.init.zeros_(self.adaLN_modulation[-1].bias)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens ``x`` (B, N, D) under ``c`` (B, D) → (B, N, p·p·out_channels)."""
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)  # (B, 2D) -> 2 x (B, D)
-        return self.linear(modulate(self.norm_final(x), shift, scale))  # (B, N, p*p*out)
+        x = self.norm_final(x)  # (B, N, D)
+        if self.adaLN_modulation is not None:
+            shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)  # (B, 2D) -> 2 x (B, D)
+            x = modulate(x, shift, scale)
+        return self.linear(x)  # (B, N, p*p*out)
 
 
 class DiT(nn.Module):
@@ -67,7 +85,8 @@ class DiT(nn.Module):
         class_dropout_prob: chance that training drops a label; above 0 there is a null class.
         num_classes: how many labels; the null class is the label ``num_classes``.
         learn_sigma: return 2C channels, the second half for the variance.
-        conditioning: the name of a conditioning block, see ``dit_edu.conditioning.BLOCKS``.
+        conditioning: how step and label reach the blocks, a key of
+            :data:`~dit_edu.conditioning.BLOCKS`.
         embed_std: standard deviation of the fresh label table. 0.02 is the published one; a tiny
             model that trains for a thousand steps learns its labels sooner with a larger one.
         dropout: of the MLPs in training, in [0, 1); the published models have none.
@@ -106,7 +125,7 @@ class DiT(nn.Module):
         check_positive_int("depth", depth)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must lie in [0, 1).")
-        block = BLOCKS[check_choice("conditioning", conditioning, BLOCKS)]
+        self.kind = BLOCKS[check_choice("conditioning", conditioning, BLOCKS)]
         self.input_size = _sides(input_size)
         self.patch_size = patch_size
         self.in_channels = check_positive_int("in_channels", in_channels)
@@ -115,17 +134,23 @@ class DiT(nn.Module):
         self.class_dropout_prob = class_dropout_prob
         self.embed_std = embed_std
         self.positions = check_choice("positions", positions, POSITIONS)
+        if positions == "rope" and conditioning == "in-context":
+            raise ValueError(
+                "positions='rope' with conditioning='in-context', whose tokens have no place; "
+                "allowed: 'none', 'learned', 'sincos'."
+            )
 
         self.x_embedder = PatchEmbed(self.input_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        self.share = self.kind.share(hidden_size)
         self.blocks = nn.ModuleList(
-            block(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
+            self.kind(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
         )
         self.span = self.x_embedder.grid
         self.pos_embed: nn.Parameter | None = None
         self._place(self.span, self.span)
-        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels, self.kind)
         self.initialize_weights()
 
     @classmethod
@@ -154,12 +179,11 @@ class DiT(nn.Module):
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=self.embed_std)
         nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        for block in self.blocks:
-            block.zero_init()
-        nn.init.zeros_(self.final_layer.adaLN_modulation[-1].weight)
-        nn.init.zeros_(self.final_layer.adaLN_modulation[-1].bias)
-        nn.init.zeros_(self.final_layer.linear.weight)
-        nn.init.zeros_(self.final_layer.linear.bias)
+        for module in self.modules():
+            if isinstance(module, TableModulation):
+                nn.init.normal_(module.table, std=module.table.shape[1] ** -0.5)
+        for part in (*self.blocks, self.final_layer):
+            part.zero_init()
         if self.positions == "learned":
             nn.init.normal_(self.pos_embed, std=0.02)
 
@@ -181,10 +205,12 @@ class DiT(nn.Module):
         x = self.x_embedder(x)  # (B, C, H, W) -> (B, N, D)
         if self.pos_embed is not None:
             x = x + self.pos_embed  # (1, N, D) to every image
-        c = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
+        t, y = self.t_embedder(t), self.y_embedder(y)  # (B, D) each
+        h, told = self.kind.enter(x, t, y)  # (B, N or more, D), and the condition in its form
+        told = self.share(told)
         for block in self.blocks:
-            x = block(x, c)  # (B, N, D)
-        x = self.final_layer(x, c)  # (B, N, p*p*out)
+            h = block(h, told)  # (B, N or more, D)
+        x = self.final_layer(h[:, : x.shape[1]], t + y)  # (B, N, p*p*out)
         return unpatchify(x, self.patch_size, self.x_embedder.grid)  # (B, out, H, W)
 
     def null_condition(self, y: Tensor) -> Tensor:

@@ -103,12 +103,15 @@ LOSSES: Mapping[str, LossFn | None] = {
 # ---------------------------------------------------------------------- what is measured
 
 
-def heldout_batch(process: Interpolant) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The held-out digits x0, steps t, labels and noise that every model is asked about.
+def heldout_batch(
+    process: Interpolant, data: Labelled | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The digits x0, steps t, labels and noise that every model is asked about.
 
-    Each image comes at ``REPEATS`` steps, and all n steps are spread evenly over the process.
+    Each image comes at ``REPEATS`` steps, and all n steps are spread evenly over the process. The
+    images are the held-out ones unless ``data`` is given.
     """
-    images, labels = digits("heldout")
+    images, labels = digits("heldout") if data is None else data
     n, g = REPEATS * len(images), torch.Generator().manual_seed(0)
     levels = (torch.arange(n) + 0.5) * (process.num_timesteps / n)  # (n,), increasing
     t = levels.long()[torch.randperm(n, generator=g)]  # (n,)
@@ -122,9 +125,9 @@ def mean_by_bin(found: Tensor, t: Tensor, process: Interpolant, bins: int = 10) 
     return torch.stack([found[bin_of == b].mean() for b in range(bins)])
 
 
-def heldout_loss(model: nn.Module, diffusion: Interpolant) -> Tensor:
-    """The loss on the held-out digits by range of t, (bins,)."""
-    x0, t, y, noise = heldout_batch(diffusion)
+def heldout_loss(model: nn.Module, diffusion: Interpolant, data: Labelled | None = None) -> Tensor:
+    """The loss on the held-out digits, or on ``data``, by range of t: (bins,)."""
+    x0, t, y, noise = heldout_batch(diffusion, data)
     with torch.no_grad():
         found = diffusion.losses(model, x0, t, y, noise=noise)["loss"]  # (n,)
     return mean_by_bin(found, t, diffusion)

@@ -1,13 +1,19 @@
-"""Guidance against two separate calls, and against its equivalence over ε, x_0 and v."""
+"""Guidance against separate calls, sample by sample, and its equivalence over ε, x_0 and v."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
+from dit_edu.flow import FlowMatching
 from dit_edu.guidance import Guided
+from dit_edu.lab.denoisers import PerClass, gaussian
+from dit_edu.sampling import ddim_sample
 
 
 def model(**changes) -> DiT:
@@ -73,6 +79,119 @@ def test_guiding_noise_guides_image_and_velocity(other):
     torch.testing.assert_close(u + 3 * (c - u), guided_after, rtol=1e-9, atol=1e-9)
 
 
+class Stub(nn.Module):
+    """One answer for each label and step, and another for the null class."""
+
+    in_channels, input_size, num_classes, class_dropout_prob = 2, (3, 3), 5, 0.1
+
+    def null_condition(self, y: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(y, self.num_classes)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x * (1 + y).view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1)
+
+
+class Counting(Stub):
+    """A stub that writes down how many rows it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(x))
+        return super().forward(x, t, y)
+
+
+@given(
+    scale=st.floats(-3, 9),
+    interval=st.none() | st.tuples(st.integers(0, 999), st.integers(0, 999)).map(sorted),
+    t=st.lists(st.integers(0, 999), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_every_sample_is_guided_by_its_own_step(scale, interval, t, seed):
+    net, b = Counting(), len(t)
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(b, 2, 3, 3, generator=g, dtype=torch.float64)
+    y = torch.randint(5, (b,), generator=g)
+    got = Guided(net, scale, interval=interval)(x, torch.tensor(t), y)
+    inside = [interval is None or interval[0] <= step <= interval[1] for step in t]
+    for i in range(b):
+        cond, uncond = (
+            net(x[i : i + 1], torch.tensor([t[i]]), torch.tensor([c])) for c in (y[i], 5)
+        )
+        want = uncond + scale * (cond - uncond) if inside[i] else cond
+        torch.testing.assert_close(got[i : i + 1], want, rtol=1e-10, atol=1e-10)
+    assert net.rows[0] == (2 * b if any(inside) and scale != 1 else b)  # no answer is wasted
+
+
+def test_an_interval_saves_passes_in_a_sampler():
+    diffusion = GaussianDiffusion.cosine(1000, "x0")
+    net = Counting()
+    guided = Guided(net, 2.0, interval=(300, 600))
+    way = dict(shape=(4, 2, 3, 3), y=torch.zeros(4, dtype=torch.long), steps=10, clip=True)
+    ddim_sample(guided, diffusion, generator=torch.Generator().manual_seed(0), **way)
+    assert sorted(net.rows) == [4] * 7 + [8] * 3  # t = 333, 444 and 555 of 0, 111, …, 999
+
+
+def test_a_graph_is_right_for_every_step():
+    """Traced at one batch, run at others: the graph has not remembered where the first one lay."""
+    guided = Guided(Stub(), 3.0, interval=(200, 700))
+    x, y = torch.ones(3, 2, 3, 3), torch.tensor([1, 2, 3])
+    compiled = torch.compile(guided, fullgraph=True, backend="eager")
+    exported = torch.export.export(guided, (x, torch.tensor([0, 1, 2]), y)).module()
+    for steps in ([0, 1, 2], [300, 400, 500], [0, 500, 999]):
+        t = torch.tensor(steps)
+        torch.testing.assert_close(compiled(x, t, y), guided(x, t, y))
+        torch.testing.assert_close(exported(x, t, y), guided(x, t, y))
+
+
+def test_it_runs_where_steps_have_no_values():
+    net = Counting()
+    x, t, y = (torch.zeros(s, device="meta") for s in ((3, 2, 3, 3), (3,), (3,)))
+    assert Guided(net, 2.0, interval=(0, 9))(x, t, y).shape == (3, 2, 3, 3)
+    assert net.rows == [6]
+
+
+@pytest.mark.parametrize("process", [GaussianDiffusion.cosine(1000, "v"), FlowMatching()])
+def test_the_three_predictions_walk_the_same_way(process):
+    """Perfect denoisers that say v: guiding before or after the conversion is the same."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randn(60, 1, 2, 2, generator=g, dtype=torch.float64)
+    images, labels = images + torch.arange(60).view(-1, 1, 1, 1) % 2, torch.arange(60) % 2
+    known, unknown = PerClass(process, images, labels), gaussian(process, images)
+    x, t = (
+        torch.randn(4, 1, 2, 2, generator=g, dtype=torch.float64),
+        torch.tensor([1, 300, 600, 990]),
+    )
+    t, y = (t.double() if isinstance(process, FlowMatching) else t), torch.tensor([0, 1, 0, 1])
+    v = [net(x, t, y) for net in (known, unknown)]
+    for convert in (process.to_x0, process.to_eps, process.to_v):
+        cond, uncond = (convert(answer, x, t) for answer in v)
+        guided_before = convert(v[1] + 2.5 * (v[0] - v[1]), x, t)
+        guided_after = uncond + 2.5 * (cond - uncond)
+        torch.testing.assert_close(guided_before, guided_after, rtol=1e-9, atol=1e-9)
+
+
+@given(num_classes=st.integers(1, 60))
+def test_the_null_class_follows_the_number_of_classes(num_classes):
+    net = model(num_classes=num_classes, hidden_size=8, depth=1, num_heads=2)
+    guided = Guided(net, 2.0)
+    y = torch.tensor([0, num_classes - 1])
+    assert guided.null_condition(y).tolist() == [num_classes] * 2
+    assert len(net.y_embedder.embedding_table.weight) == num_classes + 1
+    x, t = inputs()[0][:2], torch.tensor([3, 900])
+    assert guided(x, t, y).shape == x.shape
+
+
+def test_in_float32_a_doubled_batch_equals_two_calls():
+    net, (x, t, y) = model().float(), inputs()
+    x = x.float()
+    cond, uncond = net(x, t, y), net(x, t, torch.full_like(y, 10))
+    want = uncond + 4 * (cond - uncond)
+    torch.testing.assert_close(Guided(net, 4.0)(x, t, y), want, rtol=1e-5, atol=1e-5)
+
+
 def test_guided_is_a_denoiser():
     net = model()
     guided = Guided(net, 2.0)
@@ -88,11 +207,21 @@ def test_guided_is_a_denoiser():
         (dict(scale=2.0, channels=0), "channels=0"),
         (dict(scale=2.0, channels=5), "channels=5"),
         (dict(scale=2.0, channels="some"), "channels='some'"),
+        (dict(scale=2.0, interval=(700, 200)), r"interval=\(700, 200\).*0 <= low <= high"),
+        (dict(scale=2.0, interval=(-1, 200)), r"interval=\(-1, 200\)"),
+        (dict(scale=2.0, interval=(0, float("inf"))), r"interval=\(0, inf\)"),
+        (dict(scale=2.0, interval=(0, float("nan"))), r"interval=\(0, nan\)"),
     ],
 )
 def test_bad_input_is_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         Guided(model(), **arguments)
+
+
+@pytest.mark.parametrize("interval", [300, (1, 2, 3), ("a", "b"), "ab"])
+def test_an_interval_is_a_pair_of_numbers(interval):
+    with pytest.raises(TypeError, match="must be None or a pair of numbers"):
+        Guided(model(), 2.0, interval=interval)
 
 
 def test_model_without_null_class_says_so():

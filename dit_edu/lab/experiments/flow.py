@@ -34,11 +34,11 @@ EXPERIMENTS = (
             for times, schedule, changes in (
                 ("uniform", "flow", {}),
                 ("logit-normal", "flow-logit-normal", {}),
-                ("uniform, 1200 updates", "flow", {"steps": 1200}),
-                ("logit-normal, 1200 updates", "flow-logit-normal", {"steps": 1200}),
+                ("uniform, 600 updates", "flow", {"steps": 600}),
+                ("logit-normal, 600 updates", "flow-logit-normal", {"steps": 600}),
             )
         },
-        seeds=range(6),
+        seeds=range(5),
         compute=times_cell,
     ),
 )

@@ -104,4 +104,5 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (B, C, H, W) → tokens (B, N, D)."""
-        return self.proj(x).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, D, N) -> (B, N, D)
+        tokens = self.proj(x).flatten(2)  # (B, D, h, w) -> (B, D, N)
+        return tokens.transpose(1, 2).contiguous()  # (B, N, D), or every later norm must reorder it

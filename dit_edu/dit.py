@@ -205,12 +205,12 @@ class DiT(nn.Module):
         x = self.x_embedder(x)  # (B, C, H, W) -> (B, N, D)
         if self.pos_embed is not None:
             x = x + self.pos_embed  # (1, N, D) to every image
-        t, y = self.t_embedder(t), self.y_embedder(y)  # (B, D) each
-        h, told = self.kind.enter(x, t, y)  # (B, N or more, D), and the condition in its form
+        t, y, n = self.t_embedder(t), self.y_embedder(y), x.shape[1]  # (B, D), (B, D), N
+        x, told = self.kind.enter(x, t, y)  # (B, N or more, D), and the condition in its form
         told = self.share(told)
         for block in self.blocks:
-            h = block(h, told)  # (B, N or more, D)
-        x = self.final_layer(h[:, : x.shape[1]], t + y)  # (B, N, p*p*out)
+            x = block(x, told)  # (B, N or more, D)
+        x = self.final_layer(x[:, :n], t + y)  # (B, N, p*p*out)
         return unpatchify(x, self.patch_size, self.x_embedder.grid)  # (B, out, H, W)
 
     def null_condition(self, y: Tensor) -> Tensor:

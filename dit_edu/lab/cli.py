@@ -1,4 +1,4 @@
-"""The command line: ``python -m dit_edu list | train | sample | evaluate | release``.
+"""The command line: ``python -m dit_edu list | train | sample | evaluate | cost | release``.
 
 An error is one line on the standard error stream and exit code 2. Everything heavy is imported by
 the command that needs it, so that ``--help`` answers at once.
@@ -197,6 +197,28 @@ def export(
 
     path = export_model(name, out or Path(f"{Path(name).name}.js"), dtype)
     print(f"wrote {path}, {path.stat().st_size / 1000:.0f} kB")
+
+
+@app.command()
+def cost(
+    model: Annotated[str, typer.Argument(help="A published model, DiT-S/8 to DiT-XL/2.")],
+    resolution: Annotated[
+        str, typer.Option(help="Of the image in pixels: 256 or 512x256.")
+    ] = "256",
+    patch: Annotated[int | None, typer.Option(help="In place of the name's.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 250,
+    scale: Annotated[float, typer.Option(help="Guidance; 1 is none.")] = 1.0,
+    batch: Annotated[int, typer.Option(help="Images drawn at once.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Device = "auto",
+    time: Annotated[bool, typer.Option(help="Measure the time here.")] = True,
+) -> None:
+    """Say what a published model costs: parameters, MACs, memory, and time on this machine."""
+    from dit_edu.lab.costs import at_resolution, receipt
+
+    sizes = at_resolution(model, resolution, patch)
+    where = device if time else None
+    print(receipt(sizes, steps=steps, scale=scale, batch=batch, device=where, dtype=dtype))
 
 
 @app.command()

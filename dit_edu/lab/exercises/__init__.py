@@ -18,7 +18,17 @@ from typing import Any
 
 from dit_edu._checks import check_choice
 
-CHAPTERS = ("diffusion", "likelihood", "flow", "sampling", "patchify", "dit", "training")
+CHAPTERS = (
+    "diffusion",
+    "likelihood",
+    "flow",
+    "sampling",
+    "patchify",
+    "attention",
+    "dit",
+    "training",
+    "scaling",
+)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from dit_edu.lab import zoo
+from dit_edu.lab.figures.attention import where_heads_look
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
@@ -31,6 +33,7 @@ __all__ = [
     "sampler_paths",
     "step_back",
     "three_clocks",
+    "where_heads_look",
 ]
 
 
@@ -38,12 +41,13 @@ def _digits_losses() -> Figure:
     return loss_by_noise_bin(zoo.card("digits-dit")["history"])
 
 
-def _digits_trajectory() -> Figure:
+def _of_digits(figure: Callable[..., Figure]) -> Figure:
+    """A figure of the digits model and its process."""
     model, card = zoo.load("digits-dit")
-    return reverse_trajectory(model, Recipe.from_dict(card["recipe"]).process.build())
+    return figure(model, Recipe.from_dict(card["recipe"]).process.build())
 
 
-#: Without arguments; the last three need the model that they show to be in the zoo.
+#: Without arguments; the last four need the model that they show to be in the zoo.
 FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
@@ -56,5 +60,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "expected-loss": expected_loss,
     "quality-by-steps": quality_by_steps,
     "loss-by-noise-bin": _digits_losses,
-    "reverse-trajectory": _digits_trajectory,
+    "where-heads-look": partial(_of_digits, where_heads_look),
+    "reverse-trajectory": partial(_of_digits, reverse_trajectory),
 }

@@ -135,6 +135,7 @@ def sample(
     from dit_edu.lab.data import to_unit
     from dit_edu.lab.draw import Sampling, contact_sheet, cycle_labels, draw
     from dit_edu.lab.files import atomic_write
+    from dit_edu.lab.zoo import load_vae
 
     if out.suffix not in (".npz", ".png"):
         raise ValueError(f"--out={out}: unknown extension {out.suffix!r}; allowed: .npz, .png.")
@@ -148,7 +149,8 @@ def sample(
             raise ValueError(f"--class={label}; allowed: 0 to {model.num_classes - 1}.")
         labels = torch.full_like(labels, label)
     with atomic_write(out) as file:  # opened first: an unwritable file should fail at once
-        images = draw(model, recipe.process.build(), labels, sampling, seed=seed, progress=True)
+        process, vae = recipe.process.build(), load_vae(recipe)
+        images = draw(model, process, labels, sampling, vae=vae, seed=seed, progress=True)
         unit = to_unit(images)  # (n, C, H, W) in [0, 1]
         if out.suffix == ".npz":
             np.savez(file, images=unit.numpy(), labels=labels.numpy())
@@ -224,12 +226,15 @@ def cost(
 @app.command()
 def release(recipe: str, device: Device = "auto") -> None:
     """Train and measure what is shipped under this name, and put it into the zoo."""
-    from dit_edu.lab import features
+    from dit_edu.lab import autoencoder, features
     from dit_edu.lab.recipes import get_recipe
     from dit_edu.lab.release import release as release_model
 
     if recipe in features.RECIPES:
         print(f"{recipe}: {features.train_features(recipe)['metrics']}")
+        return
+    if recipe in autoencoder.RECIPES:
+        print(f"{recipe}: {autoencoder.release_vae(recipe)['metrics']}")
         return
     card = release_model(get_recipe(recipe), device=device)
     print(f"{card['name']}: {card['seconds']} s on {card['device']}; sha256 {card['sha256'][:12]}…")

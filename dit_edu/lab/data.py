@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dit_edu._checks import check_choice, check_positive_int
-from dit_edu.lab.scenes import CLASS_NAMES, Scenes, shapes
+from dit_edu.lab.scenes import CLASS_NAMES, Scenes, recognise, shapes
 
 __all__ = [
     "DATASETS",
@@ -44,6 +44,8 @@ class Dataset:
         class_names: One name for each label.
         channels: C.
         size: H = W, in pixels.
+        judge: Tells the classes (n,) of images (n, C, H, W), -1 for none, where a rule can; None
+            where :mod:`dit_edu.lab.metrics` has to learn a judge from the training half.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Dataset:
     class_names: tuple[str, ...]
     channels: int
     size: int
+    judge: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -98,16 +101,19 @@ def _all_digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _load_shapes(split: str = "train", **options: Any) -> Labelled:
-    """Scenes with fixed seeds: 8,000 to train on, 2,000 held out, ``"all"`` both."""
+    """Scenes with fixed seeds: 8,000 to train on, 2,000 held out, ``"all"`` both.
+
+    Unless ``options`` say otherwise, one plain object lies near the middle.
+    """
     check_choice("split", split, ("train", "heldout", "all"))
     parts = {"train": [(8000, 0)], "heldout": [(2000, 1)], "all": [(8000, 0), (2000, 1)]}[split]
-    scenes = [shapes(n, seed=seed, **options) for n, seed in parts]
+    scenes = [shapes(n, seed=seed, **{"level": "jittered", **options}) for n, seed in parts]
     return torch.cat([s.images for s in scenes]), torch.cat([s.label for s in scenes])
 
 
 DATASETS = {
     "digits": Dataset("digits", digits, tuple("0123456789"), channels=1, size=8),
-    "shapes": Dataset("shapes", _load_shapes, CLASS_NAMES, channels=3, size=32),
+    "shapes": Dataset("shapes", _load_shapes, CLASS_NAMES, channels=3, size=32, judge=recognise),
 }
 
 

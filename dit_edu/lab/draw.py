@@ -14,6 +14,7 @@ from dit_edu.flow import FlowMatching
 from dit_edu.guidance import Guided
 from dit_edu.interpolant import Interpolant
 from dit_edu.lab.recipes import Process
+from dit_edu.latents import VAE
 from dit_edu.sampling import ddim_sample, ddpm_sample, noise_streams
 from dit_edu.solvers import dpmpp_2m_sample, euler_sample, heun_sample
 
@@ -58,6 +59,7 @@ def draw(
     labels: Tensor,
     sampling: Sampling = Sampling(),
     *,
+    vae: VAE | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
@@ -68,11 +70,13 @@ def draw(
         diffusion: the process it was trained for.
         labels: (n,) integers.
         sampling: steps, guidance and sampler.
+        vae: the autoencoder whose latents the model draws; they are decoded.
         seed: of all noise; the k-th image of a seed is the same however many are drawn.
         progress: show a progress bar.
 
     Returns:
-        (n, C, H, W) in [-1, 1] on the CPU; x̂_0 is clamped to that range at every step.
+        (n, C, H, W) in [-1, 1] on the CPU. Of an image x̂_0 is clamped to that range at every step;
+        latents have no such range.
 
     Raises:
         TypeError, ValueError: a label, the sampler or the number of steps does not fit model or
@@ -82,7 +86,7 @@ def draw(
     sampler = fitting[check_choice("sampler", sampling.sampler, fitting)]
     guided = Guided(model, sampling.scale)
     device = next(model.parameters()).device
-    images = [
+    drawn = [
         sampler(
             guided,
             diffusion,
@@ -90,12 +94,13 @@ def draw(
             y.to(device),
             steps=sampling.steps,
             generator=noise_streams(seed, len(y), start),
-            clip=True,
+            clip=vae is None,
             progress=progress,
         ).cpu()
         for start, y in zip(range(0, len(labels), BATCH), labels.split(BATCH), strict=True)
     ]
-    return torch.cat(images).clamp(-1, 1)  # (n, C, H, W)
+    images = torch.cat(drawn)  # (n, C, H, W), or (n, C, H/f, W/f) latents
+    return images.clamp(-1, 1) if vae is None else vae.decode(images)  # (n, C, H, W)
 
 
 def cycle_labels(n: int, num_classes: int) -> Tensor:

@@ -68,7 +68,12 @@ class FeatureRecipe:
     seed: int = 0
 
 
-RECIPES = {"digits-features": FeatureRecipe("digits")}
+RECIPES = {
+    "digits-features": FeatureRecipe("digits"),
+    "shapes-features": FeatureRecipe(
+        "shapes", widths=(8, 16, 32, 64), dropout=0.2, shift=0, steps=700, batch_size=64, lr=4e-3
+    ),
+}
 
 
 class FeatureNet(nn.Module):

@@ -81,6 +81,7 @@ class Recipe:
         name: what the model is called in the zoo.
         about: one line for the reader.
         data: a data set by name; its training half is used.
+        latents: an autoencoder of the zoo, on whose latents the model works; None for the images.
         kind: the class of the model, a key of ``MODELS``.
         model: keyword arguments of that class.
         process: the diffusion process.
@@ -114,6 +115,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.99)
     grad_clip: float = 1.0
     ema_decay: float = 0.99
+    latents: str | None = None
     noise_bins: int = 10
     checkpoint_every: int = field(default=500, compare=False)
 

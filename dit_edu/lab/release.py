@@ -42,6 +42,7 @@ TOLERANCE = {
     "closer": (0.02, 0.0),
 }
 CURVE_ROWS = 50
+JUDGED = 500  # the most images of a fold that settings are judged by
 
 
 def measure(model: nn.Module, recipe: Recipe, sampling: Sampling, seed: int = 0) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def measure(model: nn.Module, recipe: Recipe, sampling: Sampling, seed: int = 0)
         See :func:`dit_edu.lab.metrics.evaluate_on`.
     """
     labels = dataset(recipe.data).load("heldout")[1]
-    images = draw(model, recipe.process.build(), labels, sampling, seed=seed)
+    vae = zoo.load_vae(recipe)
+    images = draw(model, recipe.process.build(), labels, sampling, vae=vae, seed=seed)
     return evaluate(images, labels, recipe.data)
 
 
@@ -72,18 +74,19 @@ def choose_sampling(
     Returns:
         The settings, and what was measured, rows with ``steps, scale, accuracy, fd``.
     """
-    images, labels = dataset(recipe.data).load("train")
+    info, vae = dataset(recipe.data), zoo.load_vae(recipe)
+    images, labels = info.load("train")
     features = load_features(f"{recipe.data}-features")
     found: dict[tuple[int, float], list[dict[str, Any]]] = {}
     for fit, judge in folds(labels, k=2):
+        judge = judge[:JUDGED]
         part, rest = (images[fit], labels[fit]), (images[judge], labels[judge])
         shorter = replace(recipe, steps=round(recipe.steps * len(fit) / len(labels)))
         model = run(shorter, device=device, data=part, progress=False).model
         for setting in product(steps, scales):
-            samples = draw(
-                model, recipe.process.build(), rest[1], Sampling.usual(recipe.process, *setting)
-            )
-            metrics = evaluate_on(samples, rest[1], part, rest, features)
+            sampling = Sampling.usual(recipe.process, *setting)
+            samples = draw(model, recipe.process.build(), rest[1], sampling, vae=vae)
+            metrics = evaluate_on(samples, rest[1], part, rest, features, judge=info.judge)
             found.setdefault(setting, []).append(metrics)
     table = [
         {

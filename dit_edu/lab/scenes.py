@@ -41,6 +41,14 @@ _DRAWS = 32 + len(CLASS_NAMES) + 2 * MAX_OBJECTS * _TRIES  # uniform numbers a s
 _SUPERSAMPLE = 4
 _CONTRAST = 0.6  # of the stripes
 _FINEST = 0.25  # cycles per pixel at texture = 1: a period of 4 pixels
+# Area of a shape of radius 1, and how far its centre of mass lies below the centre of its box.
+_MASS = {
+    "circle": (math.pi, 0.0),
+    "square": (1.7**2, 0.0),
+    "triangle": (math.sqrt(3), math.sqrt(3) / 6),
+}
+_OVERLAP = 0.8  # of a mask and an ideal shape, over their union, for the shape to be recognised
+_COLOURED = 0.2  # the least chroma (largest minus smallest of R, G, B) of an object's core
 
 
 @dataclass(frozen=True)
@@ -268,3 +276,53 @@ def _pool(points: np.ndarray) -> np.ndarray:
     m, fine, _ = points.shape
     rows = points.reshape(m, fine // _SUPERSAMPLE, _SUPERSAMPLE, fine).mean(2)
     return rows.reshape(m, fine // _SUPERSAMPLE, -1, _SUPERSAMPLE).mean(3)
+
+
+def recognise(images: torch.Tensor) -> torch.Tensor:
+    """The class of the one plain object in each scene, by its geometry; nothing here is learnt.
+
+    Objects have a colour and the background has none. The mask of what is coloured is compared
+    with an ideal circle, square and triangle of the same area and centre. The best overlap is the
+    shape; if even that is less than ``_OVERLAP`` of the union, or nothing is coloured, it is none.
+
+    Args:
+        images: (n, 3, H, H) in [-1, 1], scenes with one object without stripes.
+
+    Returns:
+        (n,) int64, indices into :data:`CLASS_NAMES`; -1 where no shape is seen.
+    """
+    return torch.cat([_recognise(part) for part in images.split(256)])
+
+
+def _recognise(images: torch.Tensor) -> torch.Tensor:
+    rgb = (images.double().numpy() + 1) / 2  # (m, 3, S, S)
+    m, _, size, _ = rgb.shape
+    chroma = rgb.max(1) - rgb.min(1)  # (m, S, S)
+    high = np.sort(chroma.reshape(m, -1), axis=1)[:, -8, None, None]  # (m, 1, 1): not a speck's
+    core = chroma >= high / 2
+    level = (chroma * core).sum((1, 2)) / core.sum((1, 2))  # (m,) mean chroma of the object
+    share = chroma / np.maximum(level, 1e-9)[:, None, None]
+    mask = np.clip((share - 0.25) / 0.5, 0, 1)  # (m, S, S) how much of a pixel is covered
+
+    area = mask.sum((1, 2)) + 1e-9  # (m,) in pixels
+    colour = (rgb * mask[:, None]).sum((2, 3)) / area[:, None]  # (m, 3) mean over the object
+    palette = np.array(list(COLOURS.values()))
+    unit = palette / np.linalg.norm(palette, axis=1, keepdims=True)  # (4, 3): shades are alike
+    best_colour = (colour @ unit.T).argmax(1)
+
+    pixels = (np.arange(size) + 0.5) / size * 2 - 1  # (S,) in units of half the image
+    x = (mask.sum(1) * pixels).sum(1) / area  # (m,) the centre of mass
+    y = (mask.sum(2) * pixels).sum(1) / area
+    fine = size * _SUPERSAMPLE
+    points = (np.arange(fine) + 0.5) / fine * 2 - 1  # (S',)
+    dx, dy = points - x[:, None, None], points[:, None] - y[:, None, None]  # (m, 1, S'), (m, S', 1)
+    area = area * (2 / size) ** 2
+    overlap = np.empty((m, len(SHAPES)))
+    for index, (shape, (of_area, lower)) in enumerate(_MASS.items()):
+        radius = np.sqrt(area / of_area)[:, None, None]  # (m, 1, 1)
+        ideal = _pool(_inside(shape, dx, dy + lower * radius, radius).astype(np.float64))
+        union = np.maximum(mask, ideal).sum((1, 2)) + 1e-9
+        overlap[:, index] = np.minimum(mask, ideal).sum((1, 2)) / union
+    label = overlap.argmax(1) * len(COLOURS) + best_colour
+    seen = (overlap.max(1) >= _OVERLAP) & (level >= _COLOURED)
+    return torch.from_numpy(np.where(seen, label, -1))

@@ -28,6 +28,7 @@ from dit_edu.lab.checkpoint import TrainState, checkpoint_path, load_checkpoint,
 from dit_edu.lab.data import batch_indices, dataset
 from dit_edu.lab.devices import accelerator_on, random_state_of, uninterrupted
 from dit_edu.lab.recipes import Recipe
+from dit_edu.lab.zoo import load_vae
 
 MEMORY_OF_BINS = 0.98  # the loss per bin is a mean over about the last 1/(1 - 0.98) = 50 steps
 
@@ -146,6 +147,8 @@ def train(
     elif out is not None and accelerator.is_main_process:
         save_checkpoint(out, recipe, state)  # if that fails, it should fail now and not in an hour
     images, labels = dataset(recipe.data).load("train") if data is None else data
+    if vae := load_vae(recipe):
+        images = vae.encode(images)  # (n, 3, H, W) -> (n, C, H/f, W/f)
     # The running loss has the dtype of the weights (which is not float32 in every test).
     tensors = images.to(state.running), labels.to(state.running.device)
     return _loop(recipe, state, accelerator, out, loss_fn or _default_loss, tensors)

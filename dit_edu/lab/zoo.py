@@ -21,8 +21,10 @@ from dit_edu.lab.features import KIND as FEATURES
 from dit_edu.lab.features import ZOO, FeatureNet
 from dit_edu.lab.files import read_json, read_safetensors, sha256, write_json, write_safetensors
 from dit_edu.lab.recipes import MODELS, Process, Recipe
+from dit_edu.latents import VAE
 
-KINDS: dict[str, type[nn.Module]] = {**MODELS, FEATURES: FeatureNet}
+VAE_KIND = "VAE"
+KINDS: dict[str, type[nn.Module]] = {**MODELS, FEATURES: FeatureNet, VAE_KIND: VAE}
 
 
 def names() -> list[str]:
@@ -77,6 +79,20 @@ def load(name: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
     else:
         raise ValueError(f"{path} is a safetensors file, but no model of dit_edu.")
     return _build(content, weights, path), content
+
+
+def load_vae(recipe: Recipe) -> VAE | None:
+    """The autoencoder on whose latents a recipe's model works, or None if it works on images.
+
+    Raises:
+        ValueError: the recipe names no autoencoder of the zoo.
+    """
+    if recipe.latents is None:
+        return None
+    vae, content = load(recipe.latents)
+    if not isinstance(vae, VAE):
+        raise ValueError(f"latents={recipe.latents!r} is a {content['kind']!r}, no autoencoder.")
+    return vae
 
 
 def save(name: str, model: nn.Module, content: dict[str, Any]) -> None:

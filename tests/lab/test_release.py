@@ -23,13 +23,13 @@ RECIPE = replace(
 def fold_metrics(table):
     """A stand-in for evaluate_on that looks the figures of each call up."""
     rows = iter(table)
-    return lambda *arguments: dict(zip(("accuracy", "fd"), next(rows), strict=True))
+    return lambda *arguments, **options: dict(zip(("accuracy", "fd"), next(rows), strict=True))
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """No drawing and no training, where only the bookkeeping is looked at."""
-    monkeypatch.setattr(module, "draw", lambda *arguments: None)
+    monkeypatch.setattr(module, "draw", lambda *arguments, **options: None)
     monkeypatch.setattr(module, "run", lambda *arguments, **options: type("T", (), {"model": None}))
 
 
@@ -61,7 +61,7 @@ def test_the_choice_never_sees_the_held_out_half(monkeypatch):
     monkeypatch.setitem(data.DATASETS, "digits", replace(digits, load=load))
     judged = []
 
-    def judge(samples, labels, part, rest, features):
+    def judge(samples, labels, part, rest, features, **options):
         train = digits.load("train")[0].flatten(1)
         for half in (part, rest):
             assert (torch.cdist(half[0].flatten(1), train).min(1).values == 0).all()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from dit_edu.lab.scenes import CLASS_NAMES, COLOURS, LEVELS, SHAPES, shapes
+from dit_edu.lab.scenes import CLASS_NAMES, COLOURS, LEVELS, SHAPES, recognise, shapes
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
 KNOBS = {
@@ -146,3 +146,22 @@ def test_captions_follow_the_grammar():
 def test_bad_arguments(knobs, message):
     with pytest.raises(ValueError, match=message):
         shapes(**{"n": 1, **knobs})
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_judge_sees_every_class_at_every_level(level):
+    scenes = shapes(400, level=level, seed=3)
+    assert torch.equal(recognise(scenes.images), scenes.label)
+
+
+def test_the_judge_forgives_blur_and_not_what_is_no_shape():
+    scenes = shapes(200, level="free", seed=4)
+    blurred = torch.nn.functional.avg_pool2d(scenes.images, 3, 1, 1, count_include_pad=False)
+    assert (recognise(blurred) == scenes.label).double().mean() > 0.97
+    noise = torch.rand(100, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert (recognise(noise) == -1).all()
+    assert (recognise(torch.full((3, 3, 32, 32), -0.7)) == -1).all()  # nothing but background
+    exposed_twice = (scenes.images[:100] + scenes.images[100:]) / 2
+    assert (recognise(exposed_twice) == -1).double().mean() > 0.7
+    grey = scenes.images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    assert (recognise(grey) == -1).all()

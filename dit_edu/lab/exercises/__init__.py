@@ -28,6 +28,7 @@ CHAPTERS = (
     "dit",
     "training",
     "scaling",
+    "latents",
 )
 
 

@@ -11,6 +11,7 @@ from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.flow import three_clocks
+from dit_edu.lab.figures.latents import latent_noise
 from dit_edu.lab.figures.likelihood import bits_by_step
 from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
@@ -23,6 +24,7 @@ __all__ = [
     "bits_by_step",
     "expected_loss",
     "forward_process",
+    "latent_noise",
     "live_trajectory",
     "loss_by_noise_bin",
     "noise_floors",
@@ -62,4 +64,5 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "loss-by-noise-bin": _digits_losses,
     "where-heads-look": partial(_of_digits, where_heads_look),
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
+    "latent-noise": latent_noise,
 }

@@ -18,6 +18,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
+from dit_edu.conditioning import AdaLNZeroBlock
 from dit_edu.dit import DiT
 from dit_edu.positions import sincos_pos_embed
 
@@ -114,6 +115,8 @@ def to_diffusers(model: DiT) -> DiTTransformer2DModel:
         ValueError: diffusers has no such model: another conditioning, an image that is not square,
             an MLP that is not four times as wide as the tokens, or no null class.
     """
+    if model.kind is not AdaLNZeroBlock:
+        raise ValueError(f"blocks of kind {model.kind.__name__}; allowed: AdaLNZeroBlock.")
     if model.input_size[0] != model.input_size[1]:
         raise ValueError(f"input_size={model.input_size} is not square; diffusers' DiT is.")
     if not model.class_dropout_prob > 0:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
+from dit_edu.conditioning import BLOCKS
 from dit_edu.dit import DiT
 from dit_edu.lab.convert import (
     correct,
@@ -159,6 +160,12 @@ COPY = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
 def test_what_does_not_fit_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("conditioning", sorted(set(BLOCKS) - {"adaln-zero"}))
+def test_only_adaln_zero_has_a_counterpart(conditioning):
+    with pytest.raises(ValueError, match=r"allowed: AdaLNZeroBlock"):
+        to_diffusers(random_dit(conditioning=conditioning))
 
 
 def test_only_diffusers_models_are_converted_back():

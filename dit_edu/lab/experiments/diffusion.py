@@ -19,7 +19,6 @@ from dit_edu.lab.experiments.training import (
     recipe_of,
     trained,
 )
-from dit_edu.lab.recipes import get_recipe
 from dit_edu.lab.release import measure
 
 
@@ -52,12 +51,6 @@ def _setting(prediction: str, min_snr: float | None = None) -> dict[str, Any]:
     return definition(process={"prediction": prediction, "min_snr": min_snr})
 
 
-def _shipped(prediction: str) -> dict[str, Any]:
-    recipe = get_recipe("digits-dit").as_dict()
-    process = {**recipe["process"], "prediction": prediction}
-    return {"recipe": {**recipe, "process": process}, "data": "plain", "loss": "plain"}
-
-
 EXPERIMENTS = (
     Experiment(
         name="objectives",
@@ -72,13 +65,6 @@ EXPERIMENTS = (
             "ε, min-SNR 5": _setting("eps", 5.0),
         },
         seeds=range(5),
-        compute=objective_cell,
-    ),
-    Experiment(
-        name="objectives-long",
-        about="v and x0 with the whole recipe of digits-dit",
-        settings={p: _shipped(p) for p in ("v", "x0")},
-        seeds=range(3),
         compute=objective_cell,
     ),
 )

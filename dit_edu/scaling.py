@@ -144,17 +144,17 @@ class Architecture:
 
     @property
     def patch_out(self) -> int:
-        """Numbers of a patch that goes out: twice as many where the variance is learnt."""
+        """Numbers of a patch that goes out, twice as many where the variance is learnt."""
         return self.patch_in * (2 if self.learn_sigma else 1)
 
     @property
     def each_token(self) -> int:
-        """MACs of a block for each token: attention's four maps and the MLP, 12 D² for r = 4."""
+        """MACs of a block for each token, of attention's four maps and the MLP; 12 D² for r = 4."""
         return 4 * self.hidden_size**2 + 2 * self.hidden_size * self.mlp_hidden
 
     @property
     def crossover(self) -> float:
-        """The N at which all pairs cost as much as all tokens: 6 D for r = 4."""
+        """At this many tokens all pairs cost as much as all tokens; 6 D for r = 4."""
         return self.each_token / (2 * self.hidden_size)  # each_token N = 2 N² D
 
     def params(self) -> dict[str, int]:

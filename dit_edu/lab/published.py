@@ -78,8 +78,11 @@ def load_published(path: str | os.PathLike[str], name: str = "DiT-XL/2", **setti
     return model.eval()
 
 
-def load_vae(folder: str | os.PathLike[str] = f"{FOLDER}/{VAE}") -> AutoencoderKL:
+def load_vae(folder: str | os.PathLike[str]) -> AutoencoderKL:
     """The decoder from latents to pixels, on the CPU and in evaluation mode.
+
+    Args:
+        folder: as diffusers saves it, with ``config.json``; ``~`` is the home folder.
 
     Raises:
         FileNotFoundError: the folder does not hold one.

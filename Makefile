@@ -7,7 +7,7 @@ VENDORED := book/_static/vendor/.npm-ci
 NOTEBOOKS = $(shell find notebooks -name '*.ipynb' -not -path '*/.*' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint lab zoo experiments notebooks figures clean
+.PHONY: help book test lint lab zoo experiments bench notebooks figures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 
 experiments: $(INSTALLED) ## Compute the tables in results/, cell by cell; goes on where it was interrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m dit_edu.lab.experiments $(NAMES)
+
+bench: $(INSTALLED) ## Race DiT against diffusers' DiT; writes results/bench.json (minutes, on a quiet machine)
+	$(BIN)/python benchmarks/speed.py
 
 notebooks: $(INSTALLED) ## Execute the notebooks in place, reproducibly
 	$(BIN)/python scripts/execute_notebooks.py $(NOTEBOOKS)

@@ -215,4 +215,5 @@ def test_what_is_committed_is_complete_and_current(name):
 
 
 def test_only_known_tables_are_committed():
-    assert {path.stem for path in RESULTS.glob("*.json")} == set(experiments())
+    raced = {"bench", "bench-cuda"}  # by `make bench`
+    assert {path.stem for path in RESULTS.glob("*.json")} - raced == set(experiments())

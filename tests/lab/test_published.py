@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import inspect
 import pickle
+from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import nbformat
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
 from dit_edu.dit import DiT
 from dit_edu.guidance import Guided
-from dit_edu.lab import published
+from dit_edu.lab import plots, published
 from dit_edu.lab.convert import to_diffusers
 from dit_edu.lab.published import draw_published, load_published, load_vae
 from dit_edu.sampling import noise_streams
 
+ROOT = Path(__file__).resolve().parents[2]
 # The published settings but for the size: a preset, 1000 classes, learnt variance.
 TINY = dict(hidden_size=32, depth=2, num_heads=2)
 
@@ -242,6 +247,37 @@ def test_the_published_settings_are_the_default(folder):
         labels = torch.cat([y, torch.full_like(y, 1000)])
         want = model.forward_with_cfg(torch.cat([x, x]), t.repeat(2), labels, 4.0)[:2]
         torch.testing.assert_close(Guided(model, 4.0, 3)(x, t, y), want, rtol=0, atol=1e-5)
+
+
+def lab_cell() -> str:
+    """The cell of the lab that draws with the published files, as it is committed."""
+    notebook = nbformat.read(ROOT / "notebooks" / "dit.ipynb", as_version=4)
+    return next(cell.source for cell in notebook.cells if cell.id == "published")
+
+
+def test_the_lab_says_what_is_missing_and_draws_where_it_is_there(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shown = []
+    names = {
+        "torch": torch,
+        "published": published,
+        "plots": SimpleNamespace(
+            image_grid=plots.image_grid, show=lambda fig, alt: shown.append((fig, alt))
+        ),
+    }
+    exec(lab_cell(), dict(names))
+    printed = capsys.readouterr().out
+    assert shown == [] and printed.count("~/pretrained_models/") == 3
+    (tmp_path / "pretrained_models").symlink_to(folder)
+    load = published.load_published
+    monkeypatch.setattr(published, "load_published", lambda path: load(path, **TINY))
+    exec(lab_cell(), dict(names))
+    assert capsys.readouterr().out == ""
+    ((fig, alt),) = shown
+    assert "golden retriever" in alt and fig.axes[0].images
+    plt.close(fig)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,13 @@ from dit_edu.lab.widgets import BUDGET
 from dit_edu.sampling import ddim_sample
 
 COMMITTED = Path(__file__).resolve().parents[2] / "book" / "_static" / "figures"
-NEEDS_MODEL = {"loss-by-noise-bin", "reverse-trajectory", "quality-by-steps", "where-heads-look"}
+NEEDS_MODEL = {
+    "loss-by-noise-bin",
+    "reverse-trajectory",
+    "quality-by-steps",
+    "where-heads-look",
+    "patch-loss-map",
+}
 
 
 @cache

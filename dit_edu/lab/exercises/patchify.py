@@ -9,10 +9,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from dit_edu.lab.exercises import Exercise, close
+from dit_edu.lab.exercises import Exercise, close, mistake
 from dit_edu.patchify import patchify, sincos_pos_embed, unpatchify
 
 Unpatchify = Callable[[Tensor, int, tuple[int, int]], Tensor]
+Turn = Callable[[Tensor, Tensor], Tensor]
+Place = Callable[[int, int, int], float]
 
 
 def _broken(pattern: str) -> Unpatchify:
@@ -167,6 +169,103 @@ def _wrong_sum_of_offsets(dim: int, dy: int, dx: int) -> float:
     return float(2 * torch.cos(omega * (dx + dy)).sum())
 
 
+# Build: rotate pairs of channels, each token by its own angles.
+
+
+def _turn(x: Tensor, angles: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)  # (N, d/2) each
+    return torch.cat(
+        [a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1
+    )
+
+
+def _turn_neighbours(x: Tensor, angles: Tensor) -> Tensor:
+    a, b = x[:, ::2], x[:, 1::2]  # (N, d/2) each
+    pairs = torch.stack(
+        [a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1
+    )
+    return pairs.flatten(1)  # (N, d/2, 2) -> (N, d)
+
+
+TURN_BUGS: dict[str, tuple[Turn, str]] = {
+    "neighbours": (
+        _turn_neighbours,
+        "You pair channels 2k and 2k+1, as some code does. It works too, but not with our weights: "
+        "here channel k and channel k + d/2 are a pair.",
+    ),
+    "backwards": (
+        lambda x, angles: _turn(x, -angles),
+        "You turn the other way round. Scores between tokens would not notice; a checkpoint would.",
+    ),
+    "mirror": (
+        lambda x, angles: torch.cat(
+            [
+                x.chunk(2, -1)[0] * angles.cos() + x.chunk(2, -1)[1] * angles.sin(),
+                x.chunk(2, -1)[0] * angles.sin() - x.chunk(2, -1)[1] * angles.cos(),
+            ],
+            dim=-1,
+        ),
+        "This is a reflection: its determinant is -1. A rotation has exactly one minus sign, "
+        "in front of the sine that takes b into the first half.",
+    ),
+    "added": (
+        lambda x, angles: x + torch.cat([angles.sin(), angles.cos()], dim=-1),
+        "You *add* waves, as sin-cos positions do. RoPE multiplies: lengths must not change.",
+    ),
+}
+
+
+def _judge_turn(answer: Turn) -> str | None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 8, generator=g, dtype=torch.float64)  # (N, d)
+    angles = torch.rand(6, 4, generator=g, dtype=torch.float64) * 6  # (N, d/2)
+    return mistake(answer, TURN_BUGS, lambda f: f(x.clone(), angles.clone())) or close(
+        answer(x.clone(), angles.clone()), _turn(x, angles), "The result"
+    )
+
+
+# Derive: where a token of a finer grid stands on the old grid's axis.
+
+
+def _place(i: int, n: int, span: int) -> float:
+    return (i + 0.5) * span / n - 0.5
+
+
+PLACE_BUGS: dict[str, tuple[Place, str]] = {
+    "corner": (
+        lambda i, n, span: i * span / n,
+        "The first token's *edge* is at home now, not its middle: all tokens stand too far to the "
+        "left. Where is the middle of a patch that is half as wide?",
+    ),
+    "ends": (
+        lambda i, n, span: i * (span - 1) / (n - 1),
+        "You lay the first and the last middle onto each other. But finer patches have their "
+        "middles nearer to the edge of the image than coarse ones.",
+    ),
+    "as trained": (
+        lambda i, n, span: float(i),
+        "These are the coordinates that go on beyond the old grid: extended, not stretched.",
+    ),
+    "no shift back": (
+        lambda i, n, span: (i + 0.5) * span / n,
+        "You measure from the edge of the image. On the old grid the middle of token 0 is 0.",
+    ),
+}
+
+
+def _judge_place(answer: Place) -> str | None:
+    cases = [(0, 8, 4), (7, 8, 4), (2, 6, 4), (1, 4, 4), (3, 5, 2)]
+    if why := mistake(answer, PLACE_BUGS, lambda f: [float(f(*case)) for case in cases]):
+        return why
+    for case in cases:
+        if abs((got := float(answer(*case))) - _place(*case)) > 1e-9:
+            return (
+                f"place{case} = {got:.6g}. Draw both grids over one image and compare the "
+                "middles of the patches."
+            )
+    return None
+
+
 # Build: a test that catches every wrong order.
 
 
@@ -279,5 +378,25 @@ EXERCISES = {
             "grey image": _wrong_grey,
             "rejects all": lambda put_together: False,
         },
+    ),
+    "patchify-rope": Exercise(
+        judge=_judge_turn,
+        hints=(
+            "Cut x into two halves a and b along the channels: (a_k, b_k) is a point in a plane.",
+            "Turned by φ, the point (a, b) is (a cos φ - b sin φ, a sin φ + b cos φ).",
+            "torch.cat([a·cos - b·sin, a·sin + b·cos], dim=-1), with a, b = x.chunk(2, dim=-1).",
+        ),
+        solution=_turn,
+        wrong={name: bug for name, (bug, _) in TURN_BUGS.items()},
+    ),
+    "patchify-stretch": Exercise(
+        judge=_judge_place,
+        hints=(
+            "Measure from the left edge of the image, in units of an old patch: it is span wide.",
+            "A new patch is span/n wide; the middle of token i is i + 1/2 of them from the edge.",
+            "The middle of the old token 0 is 1/2 from the edge, and must come out as 0.",
+        ),
+        solution=_place,
+        wrong={name: bug for name, (bug, _) in PLACE_BUGS.items()},
     ),
 }

@@ -13,7 +13,12 @@ from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_
 from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.latents import latent_noise
 from dit_edu.lab.figures.likelihood import bits_by_step
-from dit_edu.lab.figures.patchify import patchify_tokens, position_similarity
+from dit_edu.lab.figures.patchify import (
+    beyond_the_grid,
+    patch_loss_map,
+    patchify_tokens,
+    position_similarity,
+)
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.training import expected_loss
 from dit_edu.lab.recipes import Recipe
@@ -21,6 +26,7 @@ from dit_edu.lab.widgets import Figure
 
 __all__ = [
     "FIGURES",
+    "beyond_the_grid",
     "bits_by_step",
     "expected_loss",
     "forward_process",
@@ -28,6 +34,7 @@ __all__ = [
     "live_trajectory",
     "loss_by_noise_bin",
     "noise_floors",
+    "patch_loss_map",
     "patchify_tokens",
     "position_similarity",
     "quality_by_steps",
@@ -49,7 +56,7 @@ def _of_digits(figure: Callable[..., Figure]) -> Figure:
     return figure(model, Recipe.from_dict(card["recipe"]).process.build())
 
 
-#: Without arguments; the last four need the model that they show to be in the zoo.
+#: Without arguments; the last five need the model that they show to be in the zoo.
 FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
@@ -59,9 +66,11 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "sampler-paths": sampler_paths,
     "patchify-tokens": patchify_tokens,
     "position-similarity": position_similarity,
+    "beyond-the-grid": beyond_the_grid,
     "expected-loss": expected_loss,
     "quality-by-steps": quality_by_steps,
     "loss-by-noise-bin": _digits_losses,
+    "patch-loss-map": partial(_of_digits, patch_loss_map),
     "where-heads-look": partial(_of_digits, where_heads_look),
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
     "latent-noise": latent_noise,

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from torch import nn
 
 from dit_edu.dit import PRESETS
+from dit_edu.interpolant import Interpolant
 from dit_edu.lab.charts import Bars, Curves, Heatmap, Line, Table
-from dit_edu.lab.panels import Axis, Tokens
+from dit_edu.lab.data import digits
+from dit_edu.lab.experiments import read
+from dit_edu.lab.experiments.patchify import SHADES, SIZES
+from dit_edu.lab.panels import Axis, Images, Tokens
 from dit_edu.lab.scenes import shapes
 from dit_edu.lab.widgets import Figure
+from dit_edu.patch_losses import loss_map
 from dit_edu.patchify import sincos_pos_embed, token_grid
 
 
@@ -129,3 +137,146 @@ def position_similarity(dim: int = 384, side: int = 8) -> Figure:
             ),
         ],
     )
+
+
+def patch_loss_map(model: nn.Module, process: Interpolant, bins: int = 10) -> Figure:
+    """The loss of a digits model on held-out digits by place, of patches and of pixels, and by t.
+
+    Args:
+        model: a denoiser of digits.
+        process: the process it was trained for.
+        bins: equal ranges of t.
+    """
+    pixels = loss_map(model, process, *digits("heldout"), p=1, bins=bins, repeats=2).numpy()
+    patches = pixels.reshape(bins, 4, 2, 4, 2).mean((2, 4))  # (bins, 8, 8) -> (bins, 4, 4)
+    width = process.num_timesteps // bins
+    names = [f"{b * width}–{(b + 1) * width - 1}" for b in range(bins)]
+    middle, edge = patches[:, :, 1:3].mean((1, 2)), patches[:, :, [0, 3]].mean((1, 2))  # (bins,)
+    places = [str(i) for i in range(8)]
+    return Figure(
+        name="patch-loss-map",
+        title="Where does the loss come from?",
+        caption="The loss of the digits model on held-out digits, patch by patch and pixel by "
+        "pixel, in ten ranges of *t*. The maps of all ranges share one scale of colours. Press "
+        "Play: the level falls and rises with the noise, while the pattern hardly changes.",
+        alt="Two square maps, of four by four patches and of eight by eight pixels. The two middle "
+        "columns are bright, the left and the right column dark. A chart shows the loss of the "
+        "middle far above that of the edge at every t.",
+        axes=[Axis("t", "t", list(range(bins)), names, start=2)],
+        play="t",
+        panels=[
+            Heatmap(
+                title="Loss of each patch",
+                alt="A map of four by four patches; the middle columns have the highest loss.",
+                axes=("t",),
+                values=patches,
+                rows=("row", places[:4]),
+                columns=("column", places[:4]),
+                limits=(0.0, float(patches.max())),
+                unit="mean square error of v",
+            ),
+            Heatmap(
+                title="Loss of each pixel",
+                alt="A map of eight by eight pixels; the first and last columns are near zero.",
+                axes=("t",),
+                values=pixels,
+                rows=("row", places),
+                columns=("column", places),
+                limits=(0.0, float(pixels.max())),
+                unit="mean square error of v",
+            ),
+            Curves(
+                title="Middle and edge",
+                alt="Two lines over t. The loss of the middle columns lies far above that of the "
+                "outer ones; both are highest where there is little noise.",
+                x=np.arange(bins),
+                x_label=f"t, in ranges of {width} steps",
+                lines=[Line("middle two columns", middle), Line("outer two columns", edge)],
+                cursor="t",
+                limits=(0.0, float(middle.max()) * 1.05),
+                wide=True,
+            ),
+        ],
+    )
+
+
+#: Kind of position and way to another size, as the figure offers them.
+WAYS = {
+    "sin-cos, stretched": ("sincos", "stretch"),
+    "sin-cos, extended": ("sincos", "extend"),
+    "RoPE, stretched": ("rope", "stretch"),
+    "RoPE, extended": ("rope", "extend"),
+    "learned, interpolated": ("learned", "stretch"),
+    "none": ("none", "stretch"),
+}
+
+
+def _pictures(shades: Sequence[str], size: int, side: int = 48) -> np.ndarray:
+    """Digits kept as lines of shades, enlarged by whole pixels: (n, 1, side, side) in [-1, 1]."""
+    values = np.array([[SHADES.index(s) for s in line] for line in shades]) / 7.5 - 1  # (n, size²)
+    whole = np.ones((side // size,) * 2)
+    return np.stack([np.kron(v.reshape(size, size), whole)[None] for v in values])
+
+
+def beyond_the_grid() -> Figure:
+    """Digits drawn at sizes that training never saw, by kind of position and way there.
+
+    Raises:
+        FileNotFoundError, ValueError: the tables ``positions`` and ``position-samples`` are not
+            there.
+    """
+    kept = {row["setting"]: row["metrics"] for row in read("position-samples")}
+    rows = read("positions")
+
+    def name(size: int, how: str) -> str:
+        return str(size) if size == SIZES[0] else f"{size} {how}"
+
+    frames = [
+        [_pictures(kept[kind][name(size, how)], size)[None, :5] for size in SIZES]
+        for kind, how in WAYS.values()
+    ]  # (ways, sizes, 1, 5, 1, 48, 48)
+    judged = 100 * np.array(
+        [
+            [_mean(rows, kind, "accuracy" if s == 8 else f"accuracy {name(s, how)}") for s in SIZES]
+            for kind, how in WAYS.values()
+        ]
+    )  # (ways, sizes)
+    return Figure(
+        name="beyond-the-grid",
+        title="A size that training never saw",
+        caption="Small models, trained on digits of 8 × 8 pixels, draw at 8, 12 and 16 pixels a "
+        "side. Positions are either *stretched* (the larger grid is packed into the range of the "
+        "small one) or *extended* (the coordinates go on). The bars count how often a judge, who "
+        "sees the picture shrunk to 8 × 8, finds the digit that was asked for; by chance it would "
+        "be 10 %. Choose *sin-cos, extended* at 16 pixels: what stands in the upper left corner?",
+        alt="Five small pictures and three bars. At 8 pixels they are digits; at 12 and 16 pixels "
+        "they depend on the kind of position, and the bars are shorter.",
+        axes=[
+            Axis("way", "positions", list(WAYS), choice=True),
+            Axis("size", "pixels a side", SIZES, choice=True, start=2),
+        ],
+        panels=[
+            Images(
+                title="0 to 4, as drawn",
+                alt="Five pictures drawn at the chosen size.",
+                axes=("way", "size"),
+                frames=np.array(frames),
+                levels=16,
+                wide=True,
+            ),
+            Bars(
+                title="Recognised after shrinking",
+                alt="The share of digits that are recognised at 8, 12 and 16 pixels a side.",
+                axes=("way",),
+                labels=[f"{size} × {size}" for size in SIZES],
+                values=judged,
+                unit="%",
+                most=100,
+                wide=True,
+            ),
+        ],
+    )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], setting: str, metric: str) -> float:
+    return float(np.mean([r["metrics"][metric] for r in rows if r["setting"] == setting]))

@@ -28,7 +28,11 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 	$(BIN)/python -m dit_edu release digits-features
 	$(BIN)/python -m dit_edu release digits-dit
 	$(BIN)/python -m dit_edu release digits-flow
+	$(BIN)/python -m dit_edu release shapes-features
+	$(BIN)/python -m dit_edu release shapes-vae
+	$(BIN)/python -m dit_edu release shapes-dit
 	$(BIN)/python -m dit_edu evaluate digits-dit
+	$(BIN)/python -m dit_edu evaluate shapes-dit
 
 experiments: $(INSTALLED) ## Compute the tables in results/, cell by cell; goes on where it was interrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m dit_edu.lab.experiments $(NAMES)

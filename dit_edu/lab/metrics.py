@@ -89,7 +89,7 @@ def evaluate_on(
         "n": len(samples),
         "accuracy": accuracy(samples, labels, train, judge),
         "fd": fd,
-        "fd_ratio": fd / frechet_distance(_subset(train[0], len(real), seed), real, features),
+        "fd_ratio": fd / frechet_distance(_alike(train, reference[1], seed), real, features),
         "precision": precision,
         "recall": recall,
         "closer": closer(samples, train[0], real, seed),
@@ -110,7 +110,7 @@ def references(data: str = "digits", seed: int = 0) -> dict[str, dict[str, Any]]
     """
     train, heldout = dataset(data).load("train"), dataset(data).load("heldout")
     features, judge = load_features(f"{data}-features"), dataset(data).judge
-    half = _subset(train[0], len(heldout[0]), seed)
+    half = _alike(train, heldout[1], seed)
     precision, recall = precision_recall(half, heldout[0])
     limit = {
         "n": len(half),
@@ -212,6 +212,23 @@ def _subset(images: torch.Tensor, n: int, seed: int) -> torch.Tensor:
         return images
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images[order[:n]]
+
+
+def _alike(train: Labelled, labels: torch.Tensor, seed: int) -> torch.Tensor:
+    """Images of ``train``, as many of each class as ``labels`` has; all where there are no more.
+
+    Were classes more frequent in the one than in the other, that alone would be a distance.
+    """
+    images, classes = train
+    if len(images) <= len(labels):
+        return images
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label, count in zip(*labels.unique(return_counts=True), strict=True):
+        members = torch.where(classes == label)[0]
+        order = torch.randperm(len(members), generator=generator)
+        chosen.append(members[order[:count]])
+    return images[torch.cat(chosen)]
 
 
 def _check(

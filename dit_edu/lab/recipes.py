@@ -228,6 +228,28 @@ RECIPES["digits-flow"] = replace(
     about="digits-dit as a flow: straight lines from noise to images",
     process=Process("flow"),
 )
+RECIPES["shapes-dit"] = Recipe(
+    name="shapes-dit",
+    about="DiT with 0.3 M parameters on the 8x8x4 latents of shapes-vae, v-prediction, cosine",
+    data="shapes",
+    latents="shapes-vae",
+    model=dict(
+        input_size=8,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=64,
+        depth=4,
+        num_heads=4,
+        num_classes=12,
+        class_dropout_prob=0.1,
+        learn_sigma=False,
+        embed_std=1.0,
+    ),
+    steps=800,
+    batch_size=128,
+    lr=8e-3,
+    warmup=50,
+)
 
 
 def get_recipe(name: str) -> Recipe:

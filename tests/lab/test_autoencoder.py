@@ -158,3 +158,26 @@ def test_the_shipped_autoencoder_is_as_good_as_the_book_says():
     assert (dataset("shapes").judge(again) == labels).double().mean() > 0.97
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=0.15)
     torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(4), rtol=0.1, atol=0)
+
+
+def test_shapes_dit_is_as_good_as_the_book_says():
+    """The figures of its card, mean of three seeds, beside those who learn nothing."""
+    card = zoo.card("shapes-dit")
+    mean, references = card["metrics"]["mean"], card["references"]
+    assert len(card["metrics"]["per_seed"]) == 3
+    assert mean["accuracy"] >= 0.95 and mean["closer"] <= 0.60
+    gaussian = references["gaussian"]
+    assert mean["accuracy"] > gaussian["accuracy"] and mean["precision"] > gaussian["precision"]
+    model, _ = zoo.load("shapes-dit")
+    asked = cycle_labels(60, 12)
+    recipe = Recipe.from_dict(card["recipe"])
+    images = draw(
+        model, recipe.process.build(), asked, Sampling(10, card["sampling"]["scale"]),
+        vae=zoo.load_vae(recipe),
+    )  # fmt: skip
+    assert (dataset("shapes").judge(images) == asked).double().mean() > 0.85
+
+
+def test_the_new_models_are_small():
+    sizes = [path.stat().st_size for path in zoo.ZOO.glob("shapes-*.safetensors")]
+    assert len(sizes) == 3 and sum(sizes) < 3_000_000

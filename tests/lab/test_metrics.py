@@ -199,3 +199,13 @@ def test_bad_samples_are_named(samples, labels, error, message):
 def test_unknown_data():
     with pytest.raises(ValueError, match="Did you mean 'digits'"):
         metrics.evaluate(SAMPLES, LABELS, data="digit")
+
+
+def test_the_limit_has_the_classes_of_the_reference():
+    images = torch.arange(60.0).view(60, 1, 1, 1)
+    labels = torch.arange(60) % 3
+    asked = torch.tensor([0] * 7 + [2] * 5)
+    chosen = metrics._alike((images, labels), asked, seed=0).flatten().long()
+    assert torch.equal(torch.bincount(labels[chosen]), torch.tensor([7, 0, 5]))
+    assert len(chosen.unique()) == 12  # none twice
+    assert torch.equal(metrics._alike((images, labels), labels, seed=0), images)

@@ -95,13 +95,11 @@ class Block(nn.Module):
     Attributes:
         modulation: ``modulation(k, D)`` makes the layer that turns a condition into k vectors; None
             where norms have learnt scales and shifts instead.
-        share: ``share(D)`` makes what all blocks of a model have in common.
 
     Source: Vaswani et al. 2017; with the norms first, as in Dosovitskiy et al. 2021.
     """
 
     modulation: ClassVar[Callable[[int, int], nn.Module] | None] = None
-    share: ClassVar[Callable[[int], nn.Module]] = nn.Identity
 
     def __init__(
         self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0
@@ -125,6 +123,11 @@ class Block(nn.Module):
             Tokens, (B, N or more, D), the image's first; and the condition in this kind's form.
         """
         return x, t + y
+
+    @staticmethod
+    def share(dim: int) -> nn.Module:
+        """What all blocks of a model have in common makes of the condition: here nothing."""
+        return nn.Identity()
 
     def zero_init(self) -> None:
         """Set to zero what has to start there: here nothing."""

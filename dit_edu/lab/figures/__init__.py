@@ -7,6 +7,7 @@ from functools import partial
 
 from dit_edu.lab import zoo
 from dit_edu.lab.figures.attention import where_heads_look
+from dit_edu.lab.figures.conditioning import waves_of_time
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
@@ -42,6 +43,7 @@ __all__ = [
     "sampler_paths",
     "step_back",
     "three_clocks",
+    "waves_of_time",
     "where_heads_look",
 ]
 
@@ -67,6 +69,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "patchify-tokens": patchify_tokens,
     "position-similarity": position_similarity,
     "beyond-the-grid": beyond_the_grid,
+    "waves-of-time": waves_of_time,
     "expected-loss": expected_loss,
     "quality-by-steps": quality_by_steps,
     "loss-by-noise-bin": _digits_losses,

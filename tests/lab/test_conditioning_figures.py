@@ -1,0 +1,73 @@
+"""Figures and variants of the chapter on conditioning: what they show is what they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dit_edu.lab.experiments.conditioning import KINDS, WAVES, variant
+from dit_edu.lab.figures import waves_of_time
+
+
+def fresh(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return variant(KINDS[name]).build_model()
+
+
+def blocks(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens, what the first block makes of them, and what it would make with gates of 1."""
+    x, t, y = torch.randn(2, 16, 32), torch.randn(2, 32), torch.randn(2, 32)
+    block = model.blocks[0]
+    h, told = model.kind.enter(x, t, y)
+    plain = h + block.attn(block.norm1(h))
+    return h, block(h, model.share(told)), plain + block.mlp(block.norm2(plain))
+
+
+def test_waves_meet_their_aliases_at_whole_steps():
+    figure = waves_of_time()
+    waves, speeds, likeness = figure.panels
+    wave, seen = (np.asarray(line.y) for line in waves.lines)  # (formulas, waves, points)
+    whole = np.isclose(np.asarray(waves.x) % 1, 0)
+    np.testing.assert_allclose(wave[..., whole], seen[..., whole], atol=1e-9)
+    np.testing.assert_allclose(wave[:2], seen[:2])  # only the printed formula is too fast
+    assert np.abs(wave[2] - seen[2]).max() > 1.9
+    omega, slow, _ = (np.asarray(line.y) for line in speeds.lines)  # (formulas, k)
+    assert slow.max() <= math.pi
+    assert (omega[2] > math.pi).mean() == pytest.approx(0.75, abs=0.01)
+    ours, published = (np.asarray(line.y) for line in likeness.lines)  # (formulas, distances)
+    np.testing.assert_allclose(ours[0], published[0])
+    assert ours[0, 1] > 0.95 and abs(ours[2, 1]) < 0.2
+    np.testing.assert_allclose(ours[:, 0], 1)
+
+
+def test_variants_start_as_they_say():
+    h, out, plain = blocks(fresh("adaln-zero, gates open"))
+    torch.testing.assert_close(out, plain)  # the plain block, its norms without a scale
+    h, out, _ = blocks(fresh("adaln-zero, one for all"))
+    assert torch.equal(out, h)
+    h, out, plain = blocks(fresh("adaln-zero, random start"))
+    assert not torch.allclose(out, h, atol=0.1) and not torch.allclose(out, plain, atol=0.1)
+
+
+def test_variants_have_the_parameters_they_say():
+    def params(name: str) -> int:
+        return sum(p.numel() for p in fresh(name).parameters() if p.requires_grad)
+
+    zero = params("adaln-zero")
+    assert params("adaln-zero, random start") == params("adaln-zero, gates open") == zero
+    assert params("adaln, 18 D²") == pytest.approx(zero, rel=0.002)  # but for biases
+    tables = 3 * 6 * 32
+    assert params("adaln-single") - params("adaln-zero, one for all") == tables
+
+
+@pytest.mark.parametrize("name", WAVES)
+def test_every_way_to_show_the_step_is_one(name):
+    shown = WAVES[name](torch.arange(1000), 256)
+    assert shown.shape == (1000, 256) and shown.dtype == torch.float32
+    codes = len(torch.unique(shown, dim=0))
+    assert codes == (1 if name == "no step" else 1000)
+    model = variant({"model": {}, "waves": name}).build_model()
+    assert model(torch.zeros(2, 1, 8, 8), torch.tensor([0, 9]), torch.tensor([1, 2])).shape[1] == 1

@@ -10,6 +10,7 @@ import torch
 from dit_edu.dit import DiT
 from dit_edu.lab import costs
 from dit_edu.lab.cli import main
+from dit_edu.lab.experiments import read
 from dit_edu.lab.profile import count
 from dit_edu.scaling import Architecture
 
@@ -85,3 +86,10 @@ def test_what_the_command_refuses_is_one_line(arguments, message, capsys):
     assert printed.out == ""
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
     assert message in printed.err
+
+
+def test_the_table_of_measured_costs_confirms_the_formulas():
+    for row in read("scaling-cost"):
+        found = row["metrics"]
+        assert found["macs"] == found["macs_formula"]
+        assert found["activations"] == pytest.approx(found["activations_formula"], rel=0.25)

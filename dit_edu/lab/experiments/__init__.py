@@ -26,7 +26,16 @@ from dit_edu._checks import check_choice
 from dit_edu.lab.devices import device_name
 from dit_edu.lab.files import atomic_write, provenance, read_json
 
-CHAPTERS = ("diffusion", "likelihood", "flow", "sampling", "patchify", "attention", "training")
+CHAPTERS = (
+    "diffusion",
+    "likelihood",
+    "flow",
+    "sampling",
+    "patchify",
+    "attention",
+    "training",
+    "scaling",
+)
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.
 RESULTS = (

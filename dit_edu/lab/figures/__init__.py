@@ -21,6 +21,7 @@ from dit_edu.lab.figures.patchify import (
     position_similarity,
 )
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
+from dit_edu.lab.figures.scaling import cost_calculator
 from dit_edu.lab.figures.training import expected_loss
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.widgets import Figure
@@ -29,6 +30,7 @@ __all__ = [
     "FIGURES",
     "beyond_the_grid",
     "bits_by_step",
+    "cost_calculator",
     "expected_loss",
     "forward_process",
     "latent_noise",
@@ -72,6 +74,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "waves-of-time": waves_of_time,
     "expected-loss": expected_loss,
     "quality-by-steps": quality_by_steps,
+    "cost-calculator": cost_calculator,
     "loss-by-noise-bin": _digits_losses,
     "patch-loss-map": partial(_of_digits, patch_loss_map),
     "where-heads-look": partial(_of_digits, where_heads_look),

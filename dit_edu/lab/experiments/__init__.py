@@ -35,6 +35,7 @@ CHAPTERS = (
     "attention",
     "training",
     "scaling",
+    "latents",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -16,6 +16,7 @@ from dit_edu.lab.draw import Sampling, cycle_labels, draw
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.experiments.training import (
+    ablation_cell,
     definition,
     heldout_loss,
     recipe_of,
@@ -107,6 +108,13 @@ def patches(p: int) -> dict[str, Any]:
 
 
 EXPERIMENTS = (
+    Experiment(
+        name="patch-size",
+        about="The small digits model by patch size p, at the learning rate of p = 2",
+        settings={f"p = {p}": patches(p) for p in (1, 2, 4)},
+        seeds=range(3),
+        compute=ablation_cell,
+    ),
     Experiment(
         name="patch-cost",
         about="Tokens, MACs and time of a forward pass of the small digits model by patch size p",

@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 TABLE: dict[str, dict[str, str]] = yaml.safe_load((ROOT / "book/equations.yml").read_text("utf8"))
 # The mathematical chapters: here no numbered equation goes untested.
-CHAPTERS = ("notation", "diffusion", "likelihood", "flow", "sampling")
+CHAPTERS = ("notation", "diffusion", "likelihood", "flow", "sampling", "guidance")
 
 
 def labels() -> list[str]:

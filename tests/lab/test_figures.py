@@ -31,6 +31,7 @@ from dit_edu.sampling import ddim_sample
 
 COMMITTED = Path(__file__).resolve().parents[2] / "book" / "_static" / "figures"
 NEEDS_MODEL = {
+    "guidance-scale",
     "loss-by-noise-bin",
     "reverse-trajectory",
     "quality-by-steps",

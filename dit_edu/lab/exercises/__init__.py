@@ -27,6 +27,7 @@ CHAPTERS = (
     "attention",
     "dit",
     "training",
+    "guidance",
     "conditioning",
     "scaling",
     "latents",

@@ -12,6 +12,7 @@ from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.flow import three_clocks
+from dit_edu.lab.figures.guidance import guidance_scale
 from dit_edu.lab.figures.latents import latent_noise
 from dit_edu.lab.figures.likelihood import bits_by_step
 from dit_edu.lab.figures.patchify import (
@@ -33,6 +34,7 @@ __all__ = [
     "cost_calculator",
     "expected_loss",
     "forward_process",
+    "guidance_scale",
     "latent_noise",
     "live_trajectory",
     "loss_by_noise_bin",
@@ -60,7 +62,7 @@ def _of_digits(figure: Callable[..., Figure]) -> Figure:
     return figure(model, Recipe.from_dict(card["recipe"]).process.build())
 
 
-#: Without arguments; the last five need the model that they show to be in the zoo.
+#: Without arguments; the last six need the model that they show to be in the zoo.
 FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
@@ -75,6 +77,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "expected-loss": expected_loss,
     "quality-by-steps": quality_by_steps,
     "cost-calculator": cost_calculator,
+    "guidance-scale": guidance_scale,
     "loss-by-noise-bin": _digits_losses,
     "patch-loss-map": partial(_of_digits, patch_loss_map),
     "where-heads-look": partial(_of_digits, where_heads_look),

@@ -34,6 +34,7 @@ CHAPTERS = (
     "patchify",
     "attention",
     "training",
+    "conditioning",
     "guidance",
     "scaling",
     "latents",

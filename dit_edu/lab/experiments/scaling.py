@@ -104,7 +104,7 @@ EXPERIMENTS = (
         name="scaling",
         about="Small models of digits, size by patch, at equal steps: quality against MACs",
         settings={f"{size}/{p}": scaled(size, p, LR[size]) for size, p in MODELS},
-        seeds=range(2),
+        seeds=range(3),
         compute=scaling_cell,
     ),
     Experiment(

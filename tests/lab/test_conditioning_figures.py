@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dit_edu.lab.experiments.conditioning import KINDS, WAVES, variant
-from dit_edu.lab.figures import waves_of_time
+from dit_edu.lab.experiments import read
+from dit_edu.lab.experiments.conditioning import BEST, KINDS, RATES, WAVES, variant
+from dit_edu.lab.figures import conditioning_race, waves_of_time
+from dit_edu.lab.spread import compare
 
 
 def fresh(name: str) -> torch.nn.Module:
@@ -71,3 +73,24 @@ def test_every_way_to_show_the_step_is_one(name):
     assert codes == (1 if name == "no step" else 1000)
     model = variant({"model": {}, "waves": name}).build_model()
     assert model(torch.zeros(2, 1, 8, 8), torch.tensor([0, 9]), torch.tensor([1, 2])).shape[1] == 1
+
+
+def test_rates_are_the_best_of_the_fold():
+    found = {row["setting"]: row["metrics"]["loss"] for row in read("conditioning-lr")}
+    for name in KINDS:
+        assert BEST[name] == min(RATES, key=lambda rate: found[f"{name}, lr {rate}"])
+
+
+def test_race_shows_the_table():
+    figure, rows = conditioning_race(), read("conditioning")
+    curve, table = figure.panels
+    names = list(figure.axes[0].values)
+    kind, base = curve.lines
+    zero = names.index("adaln-zero")
+    np.testing.assert_allclose(kind.y[zero], 1)
+    np.testing.assert_allclose(base.y, 1)
+    assert (np.asarray(kind.low) < kind.y).all() and (kind.y < np.asarray(kind.high)).all()
+    found = compare(rows, "loss", "adaln-zero")
+    for name, line in zip(names, table.rows, strict=True):
+        assert line[0] == name
+        assert float(line[3]) == pytest.approx(found[name].mean, abs=1e-4)

@@ -7,7 +7,7 @@ from functools import partial
 
 from dit_edu.lab import zoo
 from dit_edu.lab.figures.attention import where_heads_look
-from dit_edu.lab.figures.conditioning import waves_of_time
+from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
@@ -31,6 +31,7 @@ __all__ = [
     "FIGURES",
     "beyond_the_grid",
     "bits_by_step",
+    "conditioning_race",
     "cost_calculator",
     "expected_loss",
     "forward_process",
@@ -74,6 +75,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "position-similarity": position_similarity,
     "beyond-the-grid": beyond_the_grid,
     "waves-of-time": waves_of_time,
+    "conditioning-race": conditioning_race,
     "expected-loss": expected_loss,
     "quality-by-steps": quality_by_steps,
     "cost-calculator": cost_calculator,

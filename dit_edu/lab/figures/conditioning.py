@@ -1,16 +1,20 @@
-"""Moving figure of the chapter on conditioning: the waves of t."""
+"""Moving figures of the chapter on conditioning: the waves of t, and the race of the blocks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from dit_edu.embedders import alias
-from dit_edu.lab.charts import Curves, Line
-from dit_edu.lab.experiments.conditioning import frequencies
+from dit_edu.lab.charts import Curves, Line, Table
+from dit_edu.lab.experiments import read
+from dit_edu.lab.experiments.conditioning import KINDS, frequencies
 from dit_edu.lab.panels import Axis
+from dit_edu.lab.spread import compare, t_limit
 from dit_edu.lab.widgets import Figure
 
 FORMULAS = ("published", "factor 2 missing", "as printed")
@@ -82,6 +86,83 @@ def waves_of_time() -> Figure:
                     Line("published", likeness[[0] * len(FORMULAS)].numpy()),
                 ],
                 limits=(-0.4, 1),
+            ),
+        ],
+    )
+
+
+def bands(
+    rows: Sequence[Mapping[str, Any]], setting: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean loss by noise bin over seeds, and the ends of its 95 % confidence band: (bins,)."""
+    found = [r["metrics"]["loss_by_bin"] for r in rows if r["setting"] == setting]
+    runs = np.array(found)  # (seeds, bins)
+    half = t_limit(len(runs)) * runs.std(0, ddof=1) / math.sqrt(len(runs))  # (bins,)
+    mean = runs.mean(0)
+    return mean, mean - half, mean + half
+
+
+def conditioning_race() -> Figure:
+    """Every kind of conditioning against adaLN-Zero: loss by noise level, size and cost.
+
+    Raises:
+        FileNotFoundError, ValueError: the table ``conditioning`` is not there.
+    """
+    rows, base = read("conditioning"), "adaln-zero"
+    names = list(KINDS)
+    table = compare(rows, "loss", base)
+    seeds = len({row["seed"] for row in rows})
+    error = t_limit(seeds) / math.sqrt(seeds)
+    metrics = {row["setting"]: row["metrics"] for row in rows}
+    mean, low, high = (
+        np.stack(part) for part in zip(*(bands(rows, n) for n in names), strict=True)
+    )
+    zero = names.index(base)
+    middles = (np.arange(mean.shape[1]) + 0.5) * 1000 / mean.shape[1]
+
+    def against(values: np.ndarray) -> np.ndarray:
+        return values / mean[zero]
+
+    return Figure(
+        name="conditioning-race",
+        title="A race of conditionings",
+        caption=f"Small digits models, {seeds} seeds each, every kind at a learning rate chosen on "
+        "the training half. The line is the held-out loss over that of adaLN-Zero. Move *kind*: "
+        "where does it lose, at low noise or at high?",
+        alt="A chart of the loss of the chosen kind over that of adaLN-Zero, by noise level, with "
+        "confidence bands, and a table of all kinds with parameters, MACs and loss.",
+        axes=[Axis("kind", "kind", names, start=names.index("in-context"))],
+        play="kind",
+        panels=[
+            Curves(
+                title="Held-out loss over adaLN-Zero's",
+                alt="Over t, the ratio of the losses with a 95 % band of the mean.",
+                axes=("kind",),
+                x=middles,
+                x_label="t (0 is clean)",
+                lines=[
+                    Line("this kind", against(mean), against(low), against(high)),
+                    Line(
+                        base,
+                        *(np.stack([against(v)[zero]] * len(names)) for v in (mean, low, high)),
+                    ),
+                ],
+            ),
+            Table(
+                title="All kinds",
+                alt="Parameters, MACs, mean held-out loss and its 95 % confidence interval.",
+                columns=["kind", "k params", "M MACs", "loss", "± 95 %"],
+                rows=[
+                    [
+                        name,
+                        f"{metrics[name]['params'] / 1e3:.0f}",
+                        f"{metrics[name]['macs'] / 1e6:.2f}",
+                        f"{table[name].mean:.4f}",
+                        f"{error * table[name].sd:.4f}",
+                    ]
+                    for name in names
+                ],
+                cursor="kind",
             ),
         ],
     )

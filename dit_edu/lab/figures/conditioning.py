@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from dit_edu.embedders import alias
-from dit_edu.lab.charts import Curves, Line, Table
+from dit_edu.lab.charts import Curves, Line
 from dit_edu.lab.experiments import read
 from dit_edu.lab.experiments.conditioning import KINDS, frequencies
 from dit_edu.lab.panels import Axis
-from dit_edu.lab.spread import compare, t_limit
+from dit_edu.lab.spread import t_limit
 from dit_edu.lab.widgets import Figure
 
 FORMULAS = ("published", "factor 2 missing", "as printed")
@@ -110,10 +110,7 @@ def conditioning_race() -> Figure:
     """
     rows, base = read("conditioning"), "adaln-zero"
     names = list(KINDS)
-    table = compare(rows, "loss", base)
     seeds = len({row["seed"] for row in rows})
-    error = t_limit(seeds) / math.sqrt(seeds)
-    metrics = {row["setting"]: row["metrics"] for row in rows}
     mean, low, high = (
         np.stack(part) for part in zip(*(bands(rows, n) for n in names), strict=True)
     )
@@ -127,12 +124,11 @@ def conditioning_race() -> Figure:
         name="conditioning-race",
         title="A race of conditionings",
         caption=f"Small digits models, {seeds} seeds each, every kind at a learning rate chosen on "
-        "the training half. The line is the held-out loss over that of adaLN-Zero. Move *kind*: "
-        "where does it lose, at low noise or at high?",
+        "the training half. The line is the held-out loss over that of adaLN-Zero. Choose kinds: "
+        "where do they lose, at low noise or at high?",
         alt="A chart of the loss of the chosen kind over that of adaLN-Zero, by noise level, with "
-        "confidence bands, and a table of all kinds with parameters, MACs and loss.",
-        axes=[Axis("kind", "kind", names, start=names.index("in-context"))],
-        play="kind",
+        "95 % confidence bands.",
+        axes=[Axis("kind", "kind", names, start=names.index("in-context"), choice=True)],
         panels=[
             Curves(
                 title="Held-out loss over adaLN-Zero's",
@@ -147,22 +143,6 @@ def conditioning_race() -> Figure:
                         *(np.stack([against(v)[zero]] * len(names)) for v in (mean, low, high)),
                     ),
                 ],
-            ),
-            Table(
-                title="All kinds",
-                alt="Parameters, MACs, mean held-out loss and its 95 % confidence interval.",
-                columns=["kind", "k params", "M MACs", "loss", "± 95 %"],
-                rows=[
-                    [
-                        name,
-                        f"{metrics[name]['params'] / 1e3:.0f}",
-                        f"{metrics[name]['macs'] / 1e6:.2f}",
-                        f"{table[name].mean:.4f}",
-                        f"{error * table[name].sd:.4f}",
-                    ]
-                    for name in names
-                ],
-                cursor="kind",
             ),
         ],
     )

@@ -175,6 +175,17 @@ def test_a_cell_gives_the_committed_row():
         assert found[metric] == pytest.approx(row[metric], abs=0.01), metric
 
 
+@pytest.mark.parametrize("ours, theirs", [("0", "no label dropout"), ("0.1", "base")])
+def test_models_with_dropped_labels_are_those_of_the_chapter_on_training(ours, theirs):
+    """The same recipe and seeds in another experiment: the held-out losses must agree."""
+    want = {r["seed"]: r["metrics"]["loss"] for r in read("training") if r["setting"] == theirs}
+    found = {
+        r["seed"]: r["metrics"]["loss"] for r in read("guidance-dropout") if r["setting"] == ours
+    }
+    assert len(found) == 4
+    assert found == pytest.approx({seed: want[seed] for seed in found}, abs=3e-4)
+
+
 def test_the_committed_figure_shows_what_was_measured():
     """That the code still makes this figure is tested with all the others."""
     folder = Path(__file__).resolve().parents[2] / "book" / "_static" / "figures"

@@ -222,6 +222,8 @@ def test_space_draws_and_stops(browser, bases):
         page.keyboard.press("Space")
         button = model.get_by_role("button", name="Draw")
         assert button.get_attribute("aria-pressed") == "false"
+        # The step that was finished before the key may still wait for its frame.
+        page.evaluate("() => new Promise(r => requestAnimationFrame(() => setTimeout(r)))")
         stopped = pixels(model)
         page.wait_for_timeout(300)
         assert pixels(model) == stopped

@@ -18,10 +18,9 @@ from dit_edu.lab.data import digits, folds
 from dit_edu.lab.draw import Sampling
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
-from dit_edu.lab.experiments.training import BASE, heldout_loss
+from dit_edu.lab.experiments.training import BASE, heldout_loss, quality
 from dit_edu.lab.profile import count
 from dit_edu.lab.recipes import Recipe
-from dit_edu.lab.release import measure
 from dit_edu.lab.train import run
 
 # ---------------------------------------------------------------------- start values
@@ -145,15 +144,10 @@ def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train, and measure on the held-out digits: loss, samples of 10 DDIM steps, cost."""
     recipe = variant(setting)
     model = run(recipe, progress=False, seed=seed, device="cpu").model
-    loss = heldout_loss(model, recipe.process.build())
-    drawn = measure(model, recipe, Sampling(steps=10))
     one = torch.zeros(1, dtype=torch.long)
     cost = count(model, torch.zeros(1, model.in_channels, *model.input_size), one, one, repeats=0)
     return {
-        "loss": plain(loss.mean(), 6),
-        "loss_by_bin": plain(loss.tolist(), 6),
-        "accuracy": plain(drawn["accuracy"]),
-        "fd_ratio": plain(drawn["fd_ratio"]),
+        **quality(model, recipe, Sampling(steps=10)),
         "params": sum(p.numel() for p in recipe.build_model().parameters() if p.requires_grad),
         "macs": cost.macs,
     }

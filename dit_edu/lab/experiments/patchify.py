@@ -18,13 +18,12 @@ from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.experiments.training import (
     ablation_cell,
     definition,
-    heldout_loss,
+    quality,
     recipe_of,
     trained,
 )
 from dit_edu.lab.metrics import accuracy
 from dit_edu.lab.profile import count
-from dit_edu.lab.release import measure
 from dit_edu.positions import POSITIONS
 
 STEPS = 600
@@ -55,13 +54,7 @@ def position_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train at 8 × 8; measure there, and the classes of samples at other sizes, seen from afar."""
     model, recipe = trained(setting, seed, []), recipe_of(setting)
     process, half, labels = recipe.process.build(), digits("train"), digits("heldout")[1][:JUDGED]
-    loss, drawn = heldout_loss(model, process), measure(model, recipe, SAMPLING)
-    found = {
-        "loss": plain(loss.mean(), 6),
-        "loss_by_bin": plain(loss.tolist(), 6),
-        "accuracy": plain(drawn["accuracy"]),
-        "fd_ratio": plain(drawn["fd_ratio"]),
-    }
+    found = quality(model, recipe, SAMPLING)
     for name, sized in ways(model):
         images = shrunk(draw(sized, process, labels, SAMPLING, seed=seed))
         found[f"accuracy {name}"] = plain(accuracy(images, labels, half))

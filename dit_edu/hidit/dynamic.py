@@ -1,0 +1,104 @@
+"""A router on the step picks k of the L blocks; the others do not run.
+
+The number of blocks is fixed, and so is the cost; which ones they are may differ from step to step.
+A model of L blocks then holds the parameters of L and computes with k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dit_edu.dispatch import assign, gumbel_like, run_on, straight_through, top_k
+from dit_edu.dit import DiT
+from dit_edu.routing import balance_loss, record_routing, report
+from dit_edu.scaling import Architecture
+
+
+class StepRouter(nn.Module):
+    """Scores of L layers at a step: a linear map of its embedding, behind an activation.
+
+    Args:
+        dim: D.
+        layers: L.
+    """
+
+    def __init__(self, dim: int, layers: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, layers)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embeddings of steps (B, D) → logits (B, L)."""
+        return self.linear(F.silu(t))
+
+
+class DynamicDiT(DiT):
+    """A Diffusion Transformer that runs ``keep`` of its blocks, chosen by the step.
+
+    Args:
+        keep: k, 1 to ``depth``.
+        noise: how much Gumbel noise the router's logits get in training; 0 for none.
+        **settings: as for :class:`~dit_edu.dit.DiT`.
+
+    Attributes:
+        router: it is the only thing that a DiT does not have; with ``keep = depth`` both compute
+            the same.
+
+    Raises:
+        TypeError, ValueError: ``keep`` is not from 1 to ``depth``, ``noise`` is negative, or as for
+            DiT.
+    """
+
+    def __init__(self, *, keep: int, noise: float = 1.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        top_k(torch.empty(len(self.blocks)), keep)  # is there such a choice?
+        if not noise >= 0:
+            raise ValueError(f"noise={noise}; allowed: at least 0.")
+        self.keep, self.noise = keep, noise
+        known = {f.name for f in fields(Architecture)}
+        self.sizes = {name: value for name, value in settings.items() if name in known}
+        self.router = StepRouter(self.t_embedder.mlp[-1].out_features, len(self.blocks))
+        nn.init.zeros_(self.router.linear.bias)
+
+    def run_blocks(self, x: Tensor, told: Tensor, t: Tensor) -> Tensor:
+        """The chosen blocks, in their order."""
+        logits = self.router(t)  # (B, L)
+        tried = logits + self.noise * gumbel_like(logits) if self.training else logits
+        chosen = top_k(tried, self.keep)  # (B, L)
+        soft = logits.softmax(-1)  # (B, L)
+        report(self, chosen, soft, torch.full((len(self.blocks),), self.block_macs))
+        gates = straight_through(chosen, soft)  # (B, L), 0 or 1
+        for block, gate, items in zip(self.blocks, gates.T, assign(chosen), strict=True):
+            added = run_on(items, lambda x, told, f=block: f(x, told) - x, x, told)  # (B, N, D)
+            x = x + gate.view(-1, 1, 1) * added  # x + g · (Block(x) - x)
+        return x
+
+    @property
+    def block_macs(self) -> int:
+        """Multiply-adds of a block for one image: those of two blocks less those of one."""
+        sizes = {**self.sizes, "input_size": self.input_size}
+        one, two = (
+            sum(Architecture(**{**sizes, "depth": depth}).macs().values()) for depth in (1, 2)
+        )
+        return two - one
+
+
+def balanced_losses(weight: float) -> Callable[..., dict[str, Tensor]]:
+    """A loss for the training loop: the process's own, and ``weight`` times the balance loss.
+
+    Returns:
+        A function of (model, process, x0, t, y, noise), see :data:`dit_edu.lab.train.LossFn`.
+    """
+
+    def loss_fn(model, process, x0, t, y, noise):
+        with record_routing(model) as trace:
+            losses = process.losses(model, x0, t, y, noise=noise)  # (B,) each
+        uneven = torch.stack([balance_loss(d.chosen, d.soft) for d in trace.decisions]).mean()
+        return {**losses, "loss": losses["loss"] + weight * uneven}
+
+    return loss_fn

@@ -31,6 +31,7 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 	$(BIN)/python -m dit_edu release shapes-features
 	$(BIN)/python -m dit_edu release shapes-vae
 	$(BIN)/python -m dit_edu release shapes-dit
+	$(BIN)/python -m dit_edu release small-shapes-features
 	$(BIN)/python -m dit_edu evaluate digits-dit
 	$(BIN)/python -m dit_edu evaluate shapes-dit
 

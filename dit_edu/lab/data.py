@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,14 @@ def _load_shapes(split: str = "train", **options: Any) -> Labelled:
 DATASETS = {
     "digits": Dataset("digits", digits, tuple("0123456789"), channels=1, size=8),
     "shapes": Dataset("shapes", _load_shapes, CLASS_NAMES, channels=3, size=32, judge=recognise),
+    "small-shapes": Dataset(
+        "small-shapes",
+        partial(_load_shapes, level="free", size=16),
+        CLASS_NAMES,
+        channels=3,
+        size=16,
+        judge=recognise,
+    ),
 }
 
 

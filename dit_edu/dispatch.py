@@ -5,8 +5,8 @@ branches). A few units are chosen; the others do not run:
 
     chosen = top_k(scores, k)                 # (B, E), True where a unit works on an item
     gates = straight_through(chosen, scores)  # 1 where chosen, with the gradient of the score
-    for e, items in enumerate(assign(chosen)):
-        y = y + gates[:, e] * run_on(items, units[e], x)
+    for unit, gate, items in zip(units, gates.T, assign(chosen)):
+        y = run_on(items, lambda y, x, g: y + g * unit(x), y, x, gate)
 
 :func:`run_masked` computes the same densely, which saves nothing: the rest is tested against it.
 """
@@ -100,35 +100,34 @@ def assign(chosen: Tensor) -> list[Items]:
     return found
 
 
-def run_on(items: Items, branch: Callable[..., Tensor], x: Tensor, *args: Tensor) -> Tensor:
-    """``branch(x, *args)`` for the items that chose it, and zeros for the others.
+def run_on(items: Items, step: Callable[..., Tensor], x: Tensor, *args: Tensor) -> Tensor:
+    """``step(x, *args)`` for the items that chose it; the others stay as they are.
 
     The whole batch goes through as it is; some of it is gathered, computed and put back; and for
     no item nothing runs.
 
     Args:
         items: an entry of :func:`assign`.
-        branch: maps (b, …) to (b, …), each item by itself.
+        step: maps (b, …) to (b, …), each item by itself.
         x, args: (B, …), gathered alike.
 
     Returns:
         (B, …), as ``x``.
     """
     if isinstance(items, slice):
-        return branch(x, *args)
-    out = torch.zeros_like(x)
+        return step(x, *args)
     if not len(items):
-        return out
-    done = branch(x[items], *(a[items] for a in args))  # (B, …) -> (b, …)
-    return out.index_copy(0, items, done.to(out.dtype))  # (b, …) -> (B, …)
+        return x
+    done = step(x[items], *(a[items] for a in args))  # (B, …) -> (b, …)
+    return x.index_copy(0, items, done.to(x.dtype))  # (b, …) -> (B, …)
 
 
-def run_masked(chosen: Tensor, branch: Callable[..., Tensor], x: Tensor, *args: Tensor) -> Tensor:
-    """The same as :func:`run_on`, computed for all and then set to zero: the definition.
+def run_masked(chosen: Tensor, step: Callable[..., Tensor], x: Tensor, *args: Tensor) -> Tensor:
+    """The same as :func:`run_on`, computed for all and then taken back: the definition.
 
     Args:
         chosen: (B,) bool, one unit's column.
-        branch, x, args: as there.
+        step, x, args: as there.
     """
     mask = chosen.view(-1, *(1 for _ in x.shape[1:]))  # (B, 1, …)
-    return torch.where(mask, branch(x, *args), 0)
+    return torch.where(mask, step(x, *args), x)

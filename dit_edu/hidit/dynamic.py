@@ -72,10 +72,13 @@ class DynamicDiT(DiT):
         chosen = top_k(tried, self.keep)  # (B, L)
         soft = logits.softmax(-1)  # (B, L)
         report(self, chosen, soft, torch.full((len(self.blocks),), self.block_macs))
-        gates = straight_through(chosen, soft)  # (B, L), 0 or 1
-        for block, gate, items in zip(self.blocks, gates.T, assign(chosen), strict=True):
-            added = run_on(items, lambda x, told, f=block: f(x, told) - x, x, told)  # (B, N, D)
-            x = x + gate.view(-1, 1, 1) * added  # x + g · (Block(x) - x)
+        gates = straight_through(chosen, soft).to(x)[..., None, None]  # (B, L, 1, 1), 0 or 1
+        for block, gate, items in zip(self.blocks, gates.unbind(1), assign(chosen), strict=True):
+
+            def step(x: Tensor, told: Tensor, gate: Tensor, block: nn.Module = block) -> Tensor:
+                return torch.lerp(x, block(x, told), gate)  # x + g · (Block(x) - x)
+
+            x = run_on(items, step, x, told, gate)  # (B, N, D)
         return x
 
     @property

@@ -19,12 +19,18 @@ from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
 from dit_edu.flow import FlowMatching
+from dit_edu.hidit.dynamic import DynamicDiT
 from dit_edu.hidit.multiscale import MultiscaleDiT
 from dit_edu.lab.data import DATASETS
 from dit_edu.unet import UNet
 
 #: The models that a recipe can name.
-MODELS: dict[str, type[nn.Module]] = {"DiT": DiT, "UNet": UNet, "MultiscaleDiT": MultiscaleDiT}
+MODELS: dict[str, type[nn.Module]] = {
+    "DiT": DiT,
+    "UNet": UNet,
+    "MultiscaleDiT": MultiscaleDiT,
+    "DynamicDiT": DynamicDiT,
+}
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
 #: The schedules that are flows, by how they draw their times.
 FLOWS = {"flow": "uniform", "flow-logit-normal": "logit-normal"}

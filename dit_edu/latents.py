@@ -8,6 +8,7 @@ another scale would be another noise schedule, by the factor that :func:`rescale
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from dit_edu._checks import check_finite, check_positive_int
 from dit_edu.gaussians import normal_kl
 
-BATCH = 500  # images that are encoded or decoded at once
+BATCH = 500  # images of 32x32 pixels that are encoded or decoded at once; fewer of larger ones
 
 
 class VAE(nn.Module):
@@ -146,7 +147,8 @@ class VAE(nn.Module):
         )
 
     def _in_batches(self, function, tensors: Tensor) -> Tensor:
-        return torch.cat([function(part) for part in tensors.split(BATCH)])
+        at_once = max(1, min(BATCH, BATCH * 32**2 // prod(self.image_shape[1:])))
+        return torch.cat([function(part) for part in tensors.split(at_once)])
 
 
 def rescaled_level(alpha_bar: Tensor, scale: float | Tensor) -> Tensor:

@@ -83,30 +83,71 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     device: Device = "auto",
     steps: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="In place of the recipe's.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of images or .npy latents, or of such folders.")
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirrored images of --data too.")] = False,
+    size: Annotated[
+        int | None, typer.Option(help="Side of what the model sees, pixels or latents.")
+    ] = None,
+    vae: Annotated[
+        Path | None, typer.Option(help="Folder of an autoencoder of diffusers, for --data.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="A model to go on from, by name or the path of a run.")
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(help="Rank: train adapters, not the weights of --start.")
+    ] = None,
 ) -> None:
     """Train a model; Ctrl-C writes a checkpoint that --resume goes on from."""
-    from dataclasses import replace
-
-    from dit_edu.lab.recipes import get_recipe
+    from dit_edu.lab.finetune import ADAPTERS, save_adapters
+    from dit_edu.lab.own import own_data
     from dit_edu.lab.train import run
 
-    chosen = get_recipe(recipe)
-    if steps is not None:
-        chosen = replace(chosen, steps=steps, warmup=min(chosen.warmup, max(steps, 0)))
-    out = out or Path("runs") / f"{recipe}-{seed}"
+    for option, given in (("--flip", flip), ("--size", size), ("--vae", vae)):
+        if given and data is None:
+            raise ValueError(f"{option} needs --data.")
+    if lora is not None and start is None:
+        raise ValueError("--lora needs --start.")
+    chosen = _recipe(recipe, steps, lr, size, vae, lora)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
+    base = None if start is None else _denoiser(start)[0]
+    if data is not None:
+        known = 0 if base is None else base.num_classes
+        report = print if first else lambda line: None
+        chosen, examples = own_data(chosen, data, flip=flip, first_label=known, report=report)
+    out = out or Path("runs") / f"{recipe}-{seed}"
     try:
-        result = run(chosen, seed=seed, out=out, resume=resume, device=device, progress=first)
+        result = run(
+            chosen,
+            seed=seed,
+            out=out,
+            resume=resume,
+            device=device,
+            progress=first,
+            data=None if data is None else examples,
+            start=base,
+        )
     except KeyboardInterrupt:
         if first:
             again = ["train", recipe, "--seed", str(seed), "--out", str(out), "--resume"]
-            again += [] if steps is None else ["--steps", str(steps)]
+            options = dict(
+                steps=steps, lr=lr, data=data, size=size, vae=vae, start=start, lora=lora
+            )
+            for name, value in options.items():
+                again += [] if value is None else [f"--{name}", str(value)]
+            again += ["--flip"] if flip else []
             print(f"\ninterrupted; go on with: {PROGRAM} {shlex.join(again)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if first:
         loss = f", loss {result.history[-1]['loss']:.4f}" if result.history else ""
         print(f"trained {chosen.steps} steps{loss}; wrote {out}")
+        if lora is not None:
+            save_adapters(out / ADAPTERS, result.model, base)
         again = ["sample", str(out), "--out", "samples.png"]
+        again += ["--class", str(base.num_classes)] if base and data else []
         print(f"draw from it with: {PROGRAM} {shlex.join(again)}")
 
 
@@ -238,6 +279,33 @@ def release(recipe: str, device: Device = "auto") -> None:
         return
     card = release_model(get_recipe(recipe), device=device)
     print(f"{card['name']}: {card['seconds']} s on {card['device']}; sha256 {card['sha256'][:12]}…")
+
+
+def _recipe(
+    name: str,
+    steps: int | None,
+    lr: float | None,
+    size: int | None,
+    vae: Path | None,
+    rank: int | None,
+) -> Any:
+    """A recipe by name, with what the options say in the place of its own."""
+    from dataclasses import replace
+
+    from dit_edu.lab.recipes import get_recipe
+
+    recipe = get_recipe(name)
+    if steps is not None:
+        recipe = replace(recipe, steps=steps, warmup=min(recipe.warmup, max(steps, 0)))
+    if lr is not None:
+        recipe = replace(recipe, lr=lr)
+    if size is not None:
+        recipe = replace(recipe, model={**recipe.model, "input_size": size})
+    if vae is not None:
+        recipe = replace(recipe, latents=str(vae))
+    if rank is not None:
+        recipe = replace(recipe, kind="LoRADiT", model={**recipe.model, "rank": rank})
+    return recipe
 
 
 def _denoiser(name: str) -> tuple[Any, dict[str, Any], Any]:

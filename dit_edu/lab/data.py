@@ -30,6 +30,7 @@ __all__ = [
     "to_unit",
 ]
 
+OWN = "own-"  # begins the name of data from a folder, see dit_edu.lab.own
 SPLIT_SEED = 20230  # fixes the halves of the digits for good
 Labelled = tuple[torch.Tensor, torch.Tensor]  # images (n, C, H, W) float32, labels (n,) int64
 
@@ -129,8 +130,10 @@ def dataset(name: str) -> Dataset:
     """The data set called ``name``.
 
     Raises:
-        ValueError: There is none; the message names the nearest.
+        ValueError: There is none (the message names the nearest), or it is one's own.
     """
+    if name.startswith(OWN):
+        raise ValueError(f"dataset={name!r} lies in a folder of one's own; hand it in as data=.")
     return DATASETS[check_choice("dataset", name, DATASETS)]
 
 

@@ -21,12 +21,14 @@ from dit_edu.dit import DiT
 from dit_edu.flow import FlowMatching
 from dit_edu.hidit.dynamic import DynamicDiT
 from dit_edu.hidit.multiscale import MultiscaleDiT
-from dit_edu.lab.data import DATASETS
+from dit_edu.lab.data import DATASETS, OWN
+from dit_edu.lab.lora import LoRADiT
 from dit_edu.unet import UNet
 
 #: The models that a recipe can name.
 MODELS: dict[str, type[nn.Module]] = {
     "DiT": DiT,
+    "LoRADiT": LoRADiT,
     "UNet": UNet,
     "MultiscaleDiT": MultiscaleDiT,
     "DynamicDiT": DynamicDiT,
@@ -88,8 +90,10 @@ class Recipe:
     Args:
         name: what the model is called in the zoo.
         about: one line for the reader.
-        data: a data set by name; its training half is used.
-        latents: an autoencoder of the zoo, on whose latents the model works; None for the images.
+        data: a data set by name, whose training half is used; or what
+            :func:`~dit_edu.lab.own.own_data` calls a folder of one's own.
+        latents: an autoencoder of the zoo, or the folder of one of diffusers, on whose latents the
+            model works; None for the images.
         kind: the class of the model, a key of ``MODELS``.
         model: keyword arguments of that class.
         process: the diffusion process.
@@ -128,7 +132,8 @@ class Recipe:
     checkpoint_every: int = field(default=500, compare=False)
 
     def __post_init__(self) -> None:
-        check_choice("data", self.data, DATASETS)
+        if not self.data.startswith(OWN):
+            check_choice("data", self.data, DATASETS)
         check_choice("kind", self.kind, MODELS)
         for name in ("steps", "batch_size", "noise_bins", "checkpoint_every"):
             check_positive_int(name, getattr(self, name))
@@ -256,6 +261,28 @@ RECIPES["shapes-dit"] = Recipe(
     steps=800,
     batch_size=128,
     lr=8e-3,
+    warmup=50,
+)
+#: For pictures of one's own: no autoencoder between the model and the pixels.
+RECIPES["pixels-dit"] = Recipe(
+    name="pixels-dit",
+    about="DiT with 0.15 M parameters on RGB pixels, 32x32, v-prediction, cosine",
+    data="shapes",
+    model=dict(
+        input_size=32,
+        patch_size=4,
+        in_channels=3,
+        hidden_size=48,
+        depth=3,
+        num_heads=4,
+        num_classes=12,
+        class_dropout_prob=0.1,
+        learn_sigma=False,
+        embed_std=1.0,
+    ),
+    steps=800,
+    batch_size=64,
+    lr=4e-3,
     warmup=50,
 )
 

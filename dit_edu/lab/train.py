@@ -23,10 +23,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dit_edu.dit import DiT
 from dit_edu.interpolant import Interpolant
 from dit_edu.lab.checkpoint import TrainState, checkpoint_path, load_checkpoint, save_checkpoint
-from dit_edu.lab.data import batch_indices, dataset
+from dit_edu.lab.data import Labelled, batch_indices, dataset
 from dit_edu.lab.devices import accelerator_on, random_state_of, uninterrupted
+from dit_edu.lab.finetune import start_from
+from dit_edu.lab.lora import LoRADiT
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.zoo import load_vae
 
@@ -95,7 +98,8 @@ def train(
     resume: bool = False,
     device: str = "auto",
     loss_fn: LossFn | None = None,
-    data: tuple[Tensor, Tensor] | None = None,
+    data: Labelled | None = None,
+    start: DiT | None = None,
 ) -> Generator[Step, None, nn.Module]:
     """Train a model, step by step.
 
@@ -110,7 +114,10 @@ def train(
         resume: go on from the checkpoint in ``out``.
         device: ``"auto"`` takes CUDA, else MPS, else the CPU. On CUDA the model runs in bfloat16.
         loss_fn: another loss, see ``LossFn``; the default is the process's own ``losses``.
-        data: images (n, C, H, W) in [-1, 1] and labels (n,) in place of the recipe's training half.
+        data: images (n, C, H, W) in [-1, 1], or their latents, and labels (n,), in place of the
+            recipe's training half. They stay where they are, so they may be larger than memory.
+        start: a trained model whose weights the run starts from, see
+            :func:`~dit_edu.lab.finetune.start_from`. A run that is resumed has them already.
 
     Yields:
         A :class:`Step` after every update.
@@ -141,17 +148,19 @@ def train(
             f"batch_size={recipe.batch_size} must be a multiple of the number of processes, "
             f"{accelerator.num_processes}."
         )
-    state = _fresh_state(recipe, seed, accelerator.device)
+    state = _fresh_state(recipe, seed, accelerator.device, start)
+    if start is None and not resume and isinstance(state.model, LoRADiT):
+        raise ValueError("kind='LoRADiT' needs start=, a trained model for its adapters.")
     if resume:
         load_checkpoint(out, recipe, state)
     elif out is not None and accelerator.is_main_process:
         save_checkpoint(out, recipe, state)  # if that fails, it should fail now and not in an hour
     images, labels = dataset(recipe.data).load("train") if data is None else data
-    if vae := load_vae(recipe):
+    if (vae := load_vae(recipe)) and images.shape[1:] != vae.latent_shape:
         images = vae.encode(images)  # (n, 3, H, W) -> (n, C, H/f, W/f)
-    # The running loss has the dtype of the weights (which is not float32 in every test).
-    tensors = images.to(state.running), labels.to(state.running.device)
-    return _loop(recipe, state, accelerator, out, loss_fn or _default_loss, tensors)
+    if data is None:
+        images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+    return _loop(recipe, state, accelerator, out, loss_fn or _default_loss, (images, labels))
 
 
 def run(recipe: Recipe, *, progress: bool = True, **arguments: Any) -> TrainedModel:
@@ -196,7 +205,7 @@ def _loop(
     accelerator: Accelerator,
     out: str | os.PathLike[str] | None,
     loss_fn: LossFn,
-    data: tuple[Tensor, Tensor],
+    data: Labelled,
 ) -> Generator[Step, None, nn.Module]:
     diffusion = recipe.process.build()
     model, optimizer = accelerator.prepare(state.model, state.optimizer)
@@ -256,10 +265,13 @@ def _loop(
     return state.ema
 
 
-def _fresh_state(recipe: Recipe, seed: int, device: torch.device) -> TrainState:
+def _fresh_state(recipe: Recipe, seed: int, device: torch.device, start: DiT | None) -> TrainState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = recipe.build_model().to(device)
+        model = recipe.build_model()
+    if start is not None:
+        start_from(model, start)
+    model = model.to(device)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable,
@@ -283,7 +295,7 @@ def _batch(
     state: TrainState,
     accelerator: Accelerator,
     generator: torch.Generator,
-    data: tuple[Tensor, Tensor],
+    data: Labelled,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """This process's slice of the global batch of update ``state.step``: x0, t, y, noise.
 
@@ -292,15 +304,16 @@ def _batch(
     """
     images, labels = data
     size, device = recipe.batch_size, accelerator.device
-    rows = batch_indices(len(images), size, state.seed, state.step).to(device)  # (B,)
+    rows = batch_indices(len(images), size, state.seed, state.step)  # (B,)
     t = diffusion.sample_times(size, generator, device)  # (B,)
+    dtype = state.running.dtype  # that of the weights, which is not float32 in every test
     noise = torch.randn(
-        (size, *images.shape[1:]), generator=generator, device=device, dtype=images.dtype
+        (size, *images.shape[1:]), generator=generator, device=device, dtype=dtype
     )  # (B, C, H, W)
     share = size // accelerator.num_processes
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    rows = rows[mine]  # (B,) -> (B / processes,)
-    return images[rows], t[mine], labels[rows], noise[mine]
+    rows = rows[mine].to(images.device)  # (B,) -> (B / processes,)
+    return images[rows].to(noise), t[mine], labels[rows].to(device), noise[mine]
 
 
 def _gather(

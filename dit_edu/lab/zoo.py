@@ -85,14 +85,35 @@ def load_vae(recipe: Recipe) -> VAE | None:
     """The autoencoder on whose latents a recipe's model works, or None if it works on images.
 
     Raises:
-        ValueError: the recipe names no autoencoder of the zoo.
+        ValueError: the recipe names no autoencoder of the zoo, nor a whole one of diffusers.
     """
     if recipe.latents is None:
         return None
+    if (Path(recipe.latents).expanduser() / "config.json").is_file():
+        return _vae_of_diffusers(recipe.latents, recipe.model["input_size"])
     vae, content = load(recipe.latents)
     if not isinstance(vae, VAE):
         raise ValueError(f"latents={recipe.latents!r} is a {content['kind']!r}, no autoencoder.")
     return vae
+
+
+def _vae_of_diffusers(folder: str, side: int) -> VAE:
+    """An autoencoder that diffusers has saved, as ours: unit latents in and out.
+
+    Its own ``scaling_factor`` (and ``shift_factor``, where it has one) make its latents so.
+    """
+    from dit_edu.lab.published import load_vae  # seconds of import, only where it is needed
+
+    net = load_vae(folder)
+    config = net.config
+    widths, channels = config.block_out_channels, config.latent_channels
+    with torch.device("meta"):  # a frame without weights of its own
+        size = side * 2 ** (len(widths) - 1)
+        vae = VAE(size, config.in_channels, channels, widths, config.norm_num_groups)
+    vae.net = net
+    vae.mean = torch.full((channels, 1, 1), float(config.get("shift_factor") or 0))
+    vae.std = torch.full((channels, 1, 1), 1 / config.scaling_factor)
+    return vae.eval()
 
 
 def save(name: str, model: nn.Module, content: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ DATASETS = {
     "shapes": Dataset("shapes", _load_shapes, CLASS_NAMES, channels=3, size=32, judge=recognise),
     "small-shapes": Dataset(
         "small-shapes",
-        partial(_load_shapes, level="free", size=16),
+        partial(_load_shapes, size=16),
         CLASS_NAMES,
         channels=3,
         size=16,

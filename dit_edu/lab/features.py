@@ -74,13 +74,7 @@ RECIPES = {
         "shapes", widths=(8, 16, 32, 64), dropout=0.2, shift=0, steps=700, batch_size=64, lr=4e-3
     ),
     "small-shapes-features": FeatureRecipe(
-        "small-shapes",
-        widths=(16, 32, 64),
-        shift=0,
-        dropout=0.2,
-        steps=2000,
-        batch_size=64,
-        lr=4e-3,
+        "small-shapes", widths=(16, 32, 64), dropout=0.2, shift=0, steps=700, batch_size=64, lr=4e-3
     ),
 }
 

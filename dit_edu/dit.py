@@ -7,6 +7,7 @@ checkpoints load as they are.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -212,16 +213,20 @@ class DiT(nn.Module):
         return unpatchify(x, self.patch_size, self.x_embedder.grid)  # (B, out, H, W)
 
     def run_blocks(self, x: Tensor, told: Tensor, t: Tensor) -> Tensor:
-        """All blocks, one after the other; other models may choose.
+        """All layers, one after the other.
 
         Args:
             x: tokens, (B, N, D).
             told: the condition in the form that the blocks expect.
             t: embeddings of the steps, (B, D).
         """
-        for block in self.blocks:
-            x = block(x, told)
+        for layer in self.layers(t):
+            x = layer(x, told)
         return x
+
+    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """What maps tokens and condition to tokens, in order: here the blocks, whatever ``t``."""
+        return list(self.blocks)
 
     def null_condition(self, y: Tensor) -> Tensor:
         """The condition "no label" for each of ``y`` (B,).

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dit_edu.dispatch import assign, gumbel_like, run_on, straight_through, top_k
+from dit_edu.dispatch import Items, assign, gumbel_like, run_on, straight_through, top_k
 from dit_edu.dit import DiT
 from dit_edu.routing import balance_loss, record_routing, report
 from dit_edu.scaling import Architecture
@@ -65,30 +66,39 @@ class DynamicDiT(DiT):
         self.router = StepRouter(self.t_embedder.mlp[-1].out_features, len(self.blocks))
         nn.init.zeros_(self.router.linear.bias)
 
-    def run_blocks(self, x: Tensor, told: Tensor, t: Tensor) -> Tensor:
-        """The chosen blocks, in their order."""
+    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """The blocks, each for the images that chose it.
+
+        Args:
+            t: embeddings of the steps, (B, D).
+        """
         logits = self.router(t)  # (B, L)
         tried = logits + self.noise * gumbel_like(logits) if self.training else logits
         chosen = top_k(tried, self.keep)  # (B, L)
         soft = logits.softmax(-1)  # (B, L)
-        report(self, chosen, soft, torch.full((len(self.blocks),), self.block_macs))
-        gates = straight_through(chosen, soft).to(x)[..., None, None]  # (B, L, 1, 1), 0 or 1
-        for block, gate, items in zip(self.blocks, gates.unbind(1), assign(chosen), strict=True):
+        report(self, chosen, soft, self.layer_macs())
+        gates = straight_through(chosen, soft)  # (B, L), 0 or 1
+        return [
+            partial(_run_layer, block, items, gate)
+            for block, gate, items in zip(self.blocks, gates.T, assign(chosen), strict=True)
+        ]
 
-            def step(x: Tensor, told: Tensor, gate: Tensor, block: nn.Module = block) -> Tensor:
-                return torch.lerp(x, block(x, told), gate)  # x + g · (Block(x) - x)
-
-            x = run_on(items, step, x, told, gate)  # (B, N, D)
-        return x
-
-    @property
-    def block_macs(self) -> int:
-        """Multiply-adds of a block for one image: those of two blocks less those of one."""
+    def layer_macs(self) -> Tensor:
+        """Multiply-adds of each layer for one image, (L,): those of two less those of one."""
         sizes = {**self.sizes, "input_size": self.input_size}
         one, two = (
             sum(Architecture(**{**sizes, "depth": depth}).macs().values()) for depth in (1, 2)
         )
-        return two - one
+        return torch.full((len(self.blocks),), two - one)
+
+
+def _run_layer(block: nn.Module, items: Items, gate: Tensor, x: Tensor, told: Tensor) -> Tensor:
+    """Tokens ``x`` (B, N, D) → the same, moved by a gate (B,) towards what the block says."""
+
+    def step(x: Tensor, told: Tensor, gate: Tensor) -> Tensor:
+        return torch.lerp(x, block(x, told), gate)  # x + g · (Block(x) - x)
+
+    return run_on(items, step, x, told, gate.to(x)[:, None, None])  # (B,) -> (B, 1, 1)
 
 
 def balanced_losses(weight: float) -> Callable[..., dict[str, Tensor]]:

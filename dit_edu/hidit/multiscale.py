@@ -97,7 +97,7 @@ class Split(nn.Module):
 class Lerp(nn.Module):
     """Join by a weighted mean: fine + w · (back - fine), with one learnt w, at first 0.
 
-    Source: Crowson et al. 2024, section 4.3, where w starts at 1/2.
+    Source: the code published with Crowson et al. 2024, where w starts at 1/2.
     """
 
     def __init__(self, dim: int) -> None:
@@ -196,16 +196,16 @@ class MultiscaleDiT(DiT):
 
     def run_blocks(self, x: Tensor, told: Tensor, t: Tensor) -> Tensor:
         """Fine tokens ``x`` (B, N, D) → the same; some blocks see N/4 tokens in between."""
-        blocks, grid = list(self.blocks), self.x_embedder.grid
-        for block in blocks[: self.coarse.start]:
-            x = block(x, told)  # (B, N, D)
+        layers, grid = self.layers(t), self.x_embedder.grid
+        for layer in layers[: self.coarse.start]:
+            x = layer(x, told)  # (B, N, D)
         fine = x
         x = self.merge(fine, grid) + self.coarse_pos_embed  # (B, N, D) -> (B, N/4, D)
-        for block in blocks[self.coarse.start : self.coarse.stop]:
-            x = block(x, told)  # (B, N/4, D)
+        for layer in layers[self.coarse.start : self.coarse.stop]:
+            x = layer(x, told)  # (B, N/4, D)
         x = self.join(fine, self.split(x, grid))  # (B, N/4, D) -> (B, N, D)
-        for block in blocks[self.coarse.stop :]:
-            x = block(x, told)  # (B, N, D)
+        for layer in layers[self.coarse.stop :]:
+            x = layer(x, told)  # (B, N, D)
         return x
 
     def _place(self, grid: tuple[int, int], span: tuple[int, int]) -> None:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,16 +93,10 @@ def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------- time
 
 
-def masked(model: DynamicDiT) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """``run_blocks`` as it is often published: every block runs, and a mask takes its part away."""
-
-    def run_blocks(x: Tensor, told: Tensor, t: Tensor) -> Tensor:
-        chosen = top_k(model.router(t), model.keep)  # (B, L)
-        for layer, block in enumerate(model.blocks):
-            x = run_masked(chosen[:, layer], block, x, told)
-        return x
-
-    return run_blocks
+def masked(model: DynamicDiT, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    """``layers`` as often published: every block runs, and a mask takes its part away."""
+    chosen = top_k(model.router(t), model.keep)  # (B, L)
+    return [partial(run_masked, chosen[:, i], block) for i, block in enumerate(model.blocks)]
 
 
 @torch.no_grad()
@@ -116,7 +111,7 @@ def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     some = DynamicDiT(keep=KEEP, **sizes)
     nn.init.normal_(some.router.linear.weight, std=20.0)  # so that steps differ
     dense.load_state_dict(some.state_dict())
-    dense.run_blocks = masked(dense)
+    dense.layers = partial(masked, dense)
     n = setting["batch"]
     x = torch.randn(n, some.in_channels, *some.input_size)
     t = torch.full((n,), 500) if setting["steps"] == "one" else torch.randint(1000, (n,))

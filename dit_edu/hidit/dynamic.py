@@ -42,7 +42,7 @@ class DynamicDiT(DiT):
     """A Diffusion Transformer that runs ``keep`` of its blocks, chosen by the step.
 
     Args:
-        keep: k, 1 to ``depth``.
+        keep: k, 1 to ``depth``; None runs them all, without a router.
         noise: how much Gumbel noise the router's logits get in training; 0 for none.
         **settings: as for :class:`~dit_edu.dit.DiT`.
 
@@ -55,16 +55,18 @@ class DynamicDiT(DiT):
             DiT.
     """
 
-    def __init__(self, *, keep: int, noise: float = 1.0, **settings: Any) -> None:
+    def __init__(self, *, keep: int | None, noise: float = 1.0, **settings: Any) -> None:
         super().__init__(**settings)
-        top_k(torch.empty(len(self.blocks)), keep)  # is there such a choice?
         if not noise >= 0:
             raise ValueError(f"noise={noise}; allowed: at least 0.")
         self.keep, self.noise = keep, noise
         known = {f.name for f in fields(Architecture)}
         self.sizes = {name: value for name, value in settings.items() if name in known}
-        self.router = StepRouter(self.t_embedder.mlp[-1].out_features, len(self.blocks))
-        nn.init.zeros_(self.router.linear.bias)
+        self.router = None
+        if keep is not None:
+            top_k(torch.empty(len(self.blocks)), keep)  # is there such a choice?
+            self.router = StepRouter(self.t_embedder.mlp[-1].out_features, len(self.blocks))
+            nn.init.zeros_(self.router.linear.bias)
 
     def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The blocks, each for the images that chose it.
@@ -72,6 +74,8 @@ class DynamicDiT(DiT):
         Args:
             t: embeddings of the steps, (B, D).
         """
+        if self.router is None:
+            return super().layers(t)
         logits = self.router(t)  # (B, L)
         tried = logits + self.noise * gumbel_like(logits) if self.training else logits
         chosen = top_k(tried, self.keep)  # (B, L)

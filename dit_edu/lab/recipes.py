@@ -20,6 +20,7 @@ from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
 from dit_edu.flow import FlowMatching
 from dit_edu.hidit.dynamic import DynamicDiT
+from dit_edu.hidit.model import HiDiT
 from dit_edu.hidit.multiscale import MultiscaleDiT
 from dit_edu.lab.data import DATASETS, OWN
 from dit_edu.lab.lora import LoRADiT
@@ -32,6 +33,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "UNet": UNet,
     "MultiscaleDiT": MultiscaleDiT,
     "DynamicDiT": DynamicDiT,
+    "HiDiT": HiDiT,
 }
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
 #: The schedules that are flows, by how they draw their times.

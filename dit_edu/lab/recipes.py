@@ -268,11 +268,11 @@ RECIPES["shapes-dit"] = Recipe(
 #: For pictures of one's own: no autoencoder between the model and the pixels.
 RECIPES["pixels-dit"] = Recipe(
     name="pixels-dit",
-    about="DiT with 0.15 M parameters on RGB pixels, 32x32, v-prediction, cosine",
-    data="shapes",
+    about="DiT with 0.15 M parameters on RGB pixels, 16x16, v-prediction, cosine",
+    data="small-shapes",
     model=dict(
-        input_size=32,
-        patch_size=4,
+        input_size=16,
+        patch_size=2,
         in_channels=3,
         hidden_size=48,
         depth=3,
@@ -283,7 +283,7 @@ RECIPES["pixels-dit"] = Recipe(
         embed_std=1.0,
     ),
     steps=800,
-    batch_size=64,
+    batch_size=32,
     lr=4e-3,
     warmup=50,
 )

@@ -122,11 +122,9 @@ class AxialAttention(Attention):
         """
         _no_mask(mask, "since a token sees its row and its column")
         h, _ = _on_grid(x, self.grid)
-        along_rows, along_columns = zip(
-            *(part.chunk(2, 1) for part in self.project(x)), strict=True
-        )
+        halves = [part.chunk(2, dim=1) for part in self.project(x)]  # 3 x 2 of (B, h/2, N, d)
         out = []
-        for qkv, line in ((along_rows, "b g h w d"), (along_columns, "b g w h d")):
+        for qkv, line in zip(zip(*halves, strict=True), ("b g h w d", "b g w h d"), strict=True):
             q, k, v = (rearrange(part, f"b g (h w) d -> {line}", h=h) for part in qkv)
             seen = F.scaled_dot_product_attention(q, k, v)  # (B, h/2, lines, tokens of one, d)
             out.append(rearrange(seen, f"{line} -> b (h w) (g d)"))  # (B, N, D/2)

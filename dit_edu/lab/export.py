@@ -21,6 +21,7 @@ from dit_edu.conditioning import TimestepEmbedder
 from dit_edu.dit import DiT
 from dit_edu.lab import zoo
 from dit_edu.lab.files import atomic_write
+from dit_edu.lab.lora import LoRADiT
 from dit_edu.lab.recipes import Recipe
 
 DTYPES = ("float16", "float32")
@@ -52,6 +53,8 @@ def export(
     if path.suffix != ".js":
         raise ValueError(f"path={os.fspath(path)!r}: unknown extension; allowed: .js.")
     model, card = zoo.load(name)
+    if isinstance(model, LoRADiT):
+        model = model.merged()
     if (
         not isinstance(model, DiT)
         or card["config"].get("conditioning", "adaln-zero") != "adaln-zero"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -141,6 +143,14 @@ def test_training_leaves_what_is_frozen_and_the_old_classes(base):
     assert b <= changed <= set(model.adapters())
     torch.testing.assert_close(after[TABLE][:3], before[TABLE][:3], rtol=0, atol=0)
     assert all(not torch.equal(after[TABLE][row], before[TABLE][row]) for row in (3, 4, 5))
+
+
+def test_nothing_is_said():
+    """diffusers and peft load a library that complains about kernels of other machines."""
+    code = "from dit_edu.lab.lora import LoRADiT; from dit_edu.lab import published; "
+    code += f"LoRADiT(rank=1, **{CONFIG})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(base, tmp_path):

@@ -285,6 +285,10 @@ def test_the_whole_way_from_a_folder_to_pictures(work, capsys):
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=0)
     assert command("sample more --out b.npz --n 2 --steps 2 --class 3") == 0
+    assert command("export more --out more.js") == 0  # merged: the page knows no adapters
+    assert "lora_" not in (work / "more.js").read_text("utf8")
+    assert command("evaluate more") == 2
+    assert "hand it in as data=" in capsys.readouterr().err
 
 
 def test_a_folder_that_has_changed_is_noticed(work, capsys):

@@ -82,8 +82,9 @@ def looks_by_block(model: DiT, x: Tensor, t: Tensor, y: Tensor) -> dict[str, lis
     """What each block is given and where it looks, on average over noisy images ``x``.
 
     Returns:
-        By block: ``distance``, how far a token looks over how far it would if it looked at all
-        tokens alike; ``similarity`` and ``detail`` of the tokens that the block is given.
+        Three lists with a number for each block. ``distance`` is how far a token looks over how far
+        it would if it looked at all tokens alike; ``similarity`` and ``detail`` are those of the
+        tokens that the block is given.
     """
     given: list[Tensor] = []
     hooks = [b.register_forward_pre_hook(lambda _, a: given.append(a[0])) for b in model.blocks]

@@ -168,18 +168,18 @@ KINDS = {
     "adaln-zero, one for all": _kind("adaln-single", "one for all"),
     "adaln, 18 D²": _kind("adaln", mlp_ratio=5.0),
 }
-RATES = (0.004, 0.008, 0.016)
+RATES = (0.004, 0.008, 0.016, 0.032, 0.064)
 #: Of each, the rate with the lowest loss on the fold (``results/conditioning-lr.json``).
 BEST = {
     "additive": 0.016,
     "in-context": 0.016,
     "cross-attention": 0.016,
     "adaln": 0.016,
-    "adaln-zero": 0.016,
-    "adaln-single": 0.016,
+    "adaln-zero": 0.032,
+    "adaln-single": 0.032,
     "adaln-zero, random start": 0.016,
     "adaln-zero, gates open": 0.016,
-    "adaln-zero, one for all": 0.016,
+    "adaln-zero, one for all": 0.032,
     "adaln, 18 D²": 0.016,
 }
 

@@ -38,6 +38,7 @@ CHAPTERS = (
     "guidance",
     "scaling",
     "latents",
+    "factorized",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -11,6 +11,7 @@ from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
+from dit_edu.lab.figures.factorized import two_tables
 from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.guidance import guidance_scale
 from dit_edu.lab.figures.latents import latent_noise
@@ -48,6 +49,7 @@ __all__ = [
     "sampler_paths",
     "step_back",
     "three_clocks",
+    "two_tables",
     "waves_of_time",
     "where_heads_look",
 ]
@@ -63,7 +65,7 @@ def _of_digits(figure: Callable[..., Figure]) -> Figure:
     return figure(model, Recipe.from_dict(card["recipe"]).process.build())
 
 
-#: Without arguments; the last six need the model that they show to be in the zoo.
+#: Without arguments; the last seven need the model that they show to be in the zoo.
 FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
@@ -82,6 +84,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "guidance-scale": guidance_scale,
     "loss-by-noise-bin": _digits_losses,
     "patch-loss-map": partial(_of_digits, patch_loss_map),
+    "two-tables": partial(_of_digits, two_tables),
     "where-heads-look": partial(_of_digits, where_heads_look),
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
     "latent-noise": latent_noise,

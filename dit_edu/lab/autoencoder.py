@@ -45,7 +45,7 @@ class VAERecipe:
     views: tuple[Mapping[str, Any], ...] = VIEWS
     model: Mapping[str, Any] = field(default_factory=dict)
     kl_weight: float = 2e-4
-    steps: int = 700
+    steps: int = 4000
     batch_size: int = 32
     lr: float = 4e-3
     seed: int = 0
@@ -57,7 +57,12 @@ RECIPES = {
         VAERecipe(
             "shapes-vae",
             about="autoencoder of the shapes, 32x32x3 to 8x8x4 (diffusers' AutoencoderKL)",
-            model={"input_size": 32, "latent_channels": 4, "widths": [16, 16, 16]},
+            model={
+                "input_size": 32,
+                "latent_channels": 4,
+                "widths": [16, 16, 16],
+                "num_groups": 1,
+            },
         ),
     )
 }
@@ -68,10 +73,19 @@ def psnr(images: Tensor, others: Tensor) -> float:
     return 10 * math.log10(4 / (images - others).square().mean().item())
 
 
-def train_vae(recipe: VAERecipe, report: Callable[[str], None] | None = None) -> VAE:
-    """Train an autoencoder on the CPU, and fit the scale of its latents to the training half."""
+def train_vae(
+    recipe: VAERecipe, report: Callable[[str], None] | None = None, n: int | None = None
+) -> VAE:
+    """Train an autoencoder on the CPU, and fit the scale of its latents to its first view.
+
+    Args:
+        recipe: what to train.
+        report: called with a line of text now and then.
+        n: images of each view, the first of the training half; None takes all.
+    """
     load = dataset(recipe.data).load
-    images = torch.cat([load("train", **view)[0] for view in recipe.views])  # (n, C, H, W)
+    views = [load("train", **view)[0][:n] for view in recipe.views]
+    images = torch.cat(views)  # (views * n, C, H, W)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = VAE(**recipe.model).to(memory_format=torch.channels_last)  # faster on the CPU
@@ -90,7 +104,7 @@ def train_vae(recipe: VAERecipe, report: Callable[[str], None] | None = None) ->
         if report and (step + 1) % 100 == 0:
             report(f"{step + 1}: " + ", ".join(f"{k} {v.mean():.4g}" for k, v in losses.items()))
     vae.eval().requires_grad_(False)
-    vae.fit_scale(load("train", **recipe.views[0])[0])
+    vae.fit_scale(views[0])
     return vae
 
 

@@ -206,6 +206,7 @@ def evaluate(name: Model) -> None:
     from dit_edu.lab.draw import Sampling
     from dit_edu.lab.metrics import references
     from dit_edu.lab.release import METRICS, measure, outside_tolerance
+    from dit_edu.lab.zoo import load_vae
 
     model, card, recipe = _denoiser(name)
     now = measure(model, recipe, Sampling(**card["sampling"]), card["seed"])
@@ -214,7 +215,7 @@ def evaluate(name: Model) -> None:
         rows["card"] = card["metrics"]["per_seed"][0]
         rows["mean of seeds"] = card["metrics"]["mean"]
         rows["sd of seeds"] = card["metrics"]["sd"]
-    rows |= references(recipe.data)
+    rows |= references(recipe.data, vae=load_vae(recipe))
     print(f"{card['name']} on {recipe.data}, n = {now['n']}, {card['sampling']}")
     print(f"{'':16}" + "".join(f"{metric:>11}" for metric in METRICS))
     for title, row in rows.items():

@@ -24,6 +24,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from dit_edu.lab.baselines import Labelled, class_gaussian, memorise
 from dit_edu.lab.data import dataset
 from dit_edu.lab.features import load_features
+from dit_edu.latents import VAE
 
 NEIGHBOURS = 3  # k of precision and recall
 NOISE = 0.1  # on the memoriser's images, in units of the range [-1, 1]
@@ -96,17 +97,21 @@ def evaluate_on(
     }
 
 
-def references(data: str = "digits", seed: int = 0) -> dict[str, dict[str, Any]]:
+def references(
+    data: str = "digits", seed: int = 0, vae: VAE | None = None
+) -> dict[str, dict[str, Any]]:
     """What to read a model's figures against, in the form of :func:`evaluate_on`.
 
     Args:
         data: Name of the data set.
         seed: Of the baselines' draws.
+        vae: The autoencoder on whose latents the model works.
 
     Returns:
         ``limit``: the training half itself against the held-out half (its accuracy is that of the
         judge on the held-out half; its ``closer`` means nothing and is None). ``gaussian``,
-        ``memoriser``, ``memoriser+noise``: see :mod:`dit_edu.lab.baselines`.
+        ``memoriser``, ``memoriser+noise``: see :mod:`dit_edu.lab.baselines`. With ``vae`` also
+        ``autoencoder``: the held-out half, encoded and decoded.
     """
     train, heldout = dataset(data).load("train"), dataset(data).load("heldout")
     features, judge = load_features(f"{data}-features"), dataset(data).judge
@@ -127,6 +132,8 @@ def references(data: str = "digits", seed: int = 0) -> dict[str, dict[str, Any]]
         "memoriser": memorise(train, labels, seed=seed),
         "memoriser+noise": memorise(train, labels, NOISE, seed),
     }
+    if vae is not None:
+        baselines["autoencoder"] = vae.decode(vae.encode(heldout[0]))
     rows = {
         name: evaluate_on(samples, labels, train, heldout, features, judge=judge)
         for name, samples in baselines.items()

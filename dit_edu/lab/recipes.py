@@ -260,7 +260,7 @@ RECIPES["shapes-dit"] = Recipe(
         learn_sigma=False,
         embed_std=1.0,
     ),
-    steps=800,
+    steps=2000,
     batch_size=128,
     lr=8e-3,
     warmup=50,

@@ -154,7 +154,7 @@ def release(
         "sampling": vars(sampling),
         "sampling_tried": tried,
         "metrics": {"per_seed": measured, **_mean_and_sd(measured)},
-        "references": references(recipe.data),
+        "references": references(recipe.data, vae=zoo.load_vae(recipe)),
         "history": _curve(trained[0].history),
     }
     zoo.save(recipe.name, trained[0].model, card)

@@ -120,9 +120,19 @@ def test_accuracy_judges_real_digits_nearly_perfectly():
     assert metrics.accuracy(images, (labels + 1) % 10, train) < 0.02
 
 
+class Paler:
+    """In place of an autoencoder: what it decodes has lost a tenth of its contrast."""
+
+    def encode(self, images):
+        return images[:, :, ::2]
+
+    def decode(self, latents):
+        return 0.9 * latents.repeat_interleave(2, 2)
+
+
 @pytest.fixture(scope="module")
 def references():
-    return metrics.references("digits")
+    return metrics.references("digits", vae=Paler())
 
 
 def test_references_order_as_they_must(references):
@@ -141,6 +151,12 @@ def test_references_order_as_they_must(references):
     assert memoriser["closer"] == 1.0 and noisy["closer"] > 0.99
     for row in references.values():
         assert row["fd_ratio"] == pytest.approx(row["fd"] / limit["fd"])
+
+
+def test_an_autoencoder_is_judged_by_what_it_makes_of_held_out_images(references):
+    images, labels = digits("heldout")
+    again = 0.9 * images[:, :, ::2].repeat_interleave(2, 2)
+    assert references["autoencoder"] == metrics.evaluate(again, labels)
 
 
 def test_evaluate_is_the_row_of_the_references_whatever_the_order(references):

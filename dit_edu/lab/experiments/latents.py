@@ -1,30 +1,29 @@
-"""The chapter on latents: a DiT on latents against DiTs on pixels."""
+"""The chapter on latents: which space, which scale, what the autoencoder spoils, against pixels."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dit_edu.lab import zoo
+from dit_edu.lab.autoencoder import psnr
 from dit_edu.lab.data import Labelled, dataset
 from dit_edu.lab.draw import Sampling, draw
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.features import load_features
-from dit_edu.lab.metrics import accuracy, frechet_distance
-from dit_edu.lab.profile import count
-from dit_edu.lab.recipes import Recipe
+from dit_edu.lab.metrics import evaluate_on
+from dit_edu.lab.recipes import Process, Recipe
 from dit_edu.lab.train import train
 from dit_edu.latents import VAE
 
-SCALE = 1.5  # guidance in all cells
-STEPS = 20  # of the sampler
-N = 500  # held-out images that a cell is measured against
+SAMPLING = Sampling(steps=20, scale=1.25)  # in all cells
+N = 300  # images that a cell is measured against
 
 #: What every model here shares.
 MODEL: dict[str, Any] = {
@@ -34,53 +33,95 @@ MODEL: dict[str, Any] = {
     "learn_sigma": False,
     "embed_std": 1.0,
 }
-RECIPE: dict[str, Any] = {"data": "shapes", "batch_size": 128, "lr": 8e-3, "warmup": 50}
+RECIPE: dict[str, Any] = {"data": "shapes", "batch_size": 64, "lr": 8e-3, "warmup": 50}
 LATENT = {"input_size": 8, "in_channels": 4, "patch_size": 2}
-PIXELS = {"input_size": 32, "in_channels": 3}
 
 
 def recipe_of(setting: Mapping[str, Any]) -> Recipe:
     """The recipe of a setting: its own fields on top of what all share."""
-    model = {**MODEL, **setting["model"]}
-    return Recipe(**{"name": "shapes-small", **RECIPE, **setting["recipe"], "model": model})
+    model, process = {**MODEL, **setting["model"]}, Process(**setting.get("process", {}))
+    fields = {"name": "shapes-small", **RECIPE, **setting["recipe"]}
+    return Recipe(**fields, model=model, process=process)
 
 
-def space_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Train on latents or on pixels, draw, measure; with what a call of the model costs.
+def learn(
+    recipe: Recipe,
+    seed: int,
+    vae: VAE | None,
+    fit: Labelled,
+    reference: Labelled,
+    marks: Sequence[int] = (),
+) -> dict[str, list[float]]:
+    """Train on images, or on their latents; draw and measure after some updates and the last.
 
-    The Fréchet distance is given over that of as many training images, whose classes are not
-    exactly as frequent as those asked for.
+    Args:
+        recipe: of the model.
+        seed: of the training and of what is drawn.
+        vae: whose latents the model works on; None for the images.
+        fit: images and labels to train on.
+        reference: images and labels to draw and to measure against.
+        marks: after how many updates; the last is always among them.
     """
-    recipe = recipe_of(setting)
-    vae = _vae() if setting["latents"] else None
-    model = recipe.build_model().eval()
-    x = torch.zeros(1, model.in_channels, *model.input_size)
-    cost = count(model, x, torch.zeros(1), torch.zeros(1, dtype=torch.long), repeats=0)
-    decoder = (
-        count(vae.net.decoder, torch.zeros(1, *vae.latent_shape), repeats=0).macs if vae else 0
-    )
-    info = dataset(recipe.data)
-    images, labels = _half("train")
-    data = images if vae is None else _latents(), labels
-    start = time.perf_counter()
-    *_, step = train(recipe, seed=seed, device="cpu", data=data)
-    trained = time.perf_counter()
-    real, asked = (part[:N] for part in _half("heldout"))
-    samples = draw(
-        step.ema, recipe.process.build(), asked, Sampling(STEPS, SCALE), vae=vae, seed=seed
-    )
-    drawn = time.perf_counter()
-    features = load_features(f"{recipe.data}-features")
-    limit = frechet_distance(images[:N], real, features)
+    data = fit if vae is None else (vae.encode(fit[0]), fit[1])
+    found: dict[str, list[float]] = {"accuracy": [], "fd_ratio": []}
+    for step in train(recipe, seed=seed, device="cpu", data=data):
+        if step.step in {*marks, recipe.steps}:
+            process, asked = recipe.process.build(), reference[1]
+            samples = draw(step.ema, process, asked, SAMPLING, vae=vae, seed=seed)
+            now = judged(samples, fit, reference)
+            for metric, values in found.items():
+                values.append(now[metric])
+    return found
+
+
+def judged(samples: Tensor, fit: Labelled, reference: Labelled) -> dict[str, float]:
+    """Accuracy of samples, and their Fréchet distance over that of as many images of ``fit``."""
+    info, features = dataset(RECIPE["data"]), load_features("shapes-features")
+    found = evaluate_on(samples, reference[1], fit, reference, features, judge=info.judge)
+    return {metric: plain(found[metric]) for metric in ("accuracy", "fd_ratio")}
+
+
+def scale_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train on latents of another spread than 1, from the same noise."""
+    vae = _vae()
+    vae.std /= setting["scale"]  # its latents have the spread s
+    found = learn(recipe_of(setting), seed, vae, _half("train"), _part("heldout"))
+    return {metric: values[-1] for metric, values in found.items()}
+
+
+def error_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Held-out images with an error: how large it is, and what the Fréchet distance says of it."""
+    reference = _part("heldout", None)
+    images, size = reference[0], setting["size"]
+    error = _vae().decode(_vae().encode(images)) - images  # (n, 3, 32, 32)
+    match setting["kind"]:
+        case "autoencoder":
+            pass
+        case "coarse":
+            error = _squares(error)
+        case "fine":
+            error = error - _squares(error)
+        case "blur":
+            k = torch.exp(-torch.arange(-3.0, 4.0).square() / (2 * size**2))  # (7,)
+            kernel = (k[:, None] * k / k.sum() ** 2).expand(3, 1, 7, 7)
+            error = F.conv2d(F.pad(images, [3] * 4, mode="replicate"), kernel, groups=3) - images
+        case "noise":
+            g = torch.Generator().manual_seed(seed)
+            error = size * torch.randn(images.shape, generator=g)
+        case "colour":
+            g = torch.Generator().manual_seed(seed)
+            error = size * torch.randn(len(images), 3, 1, 1, generator=g)
+    spoilt = (images + error).clamp(-1, 1)
     return {
-        "accuracy": plain(accuracy(samples, asked, (images, labels), info.judge)),
-        "fd_ratio": plain(frechet_distance(samples, real, features) / limit),
-        "train_seconds": plain(trained - start),
-        "draw_seconds": plain(drawn - trained),
-        "macs": cost.macs,
-        "params": cost.params,
-        "decoder_macs": decoder,
+        "psnr": plain(psnr(images, spoilt)),
+        "psnr_coarse": plain(psnr(_squares(images), _squares(spoilt))),
+        **judged(spoilt, _half("train"), reference),
     }
+
+
+def _squares(images: Tensor) -> Tensor:
+    """Each 4 x 4 pixels replaced by their mean: (n, 3, 32, 32)."""
+    return F.avg_pool2d(images, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
 @cache
@@ -88,37 +129,40 @@ def _half(split: str) -> Labelled:
     return dataset(RECIPE["data"]).load(split)
 
 
+def _part(split: str, n: int | None = N) -> Labelled:
+    images, labels = _half(split)
+    return images[:n], labels[:n]
+
+
 def _vae() -> VAE:
     return zoo.load("shapes-vae")[0]
 
 
-@cache
-def _latents() -> Tensor:
-    return _vae().encode(_half("train")[0])
-
-
 EXPERIMENTS = (
     Experiment(
-        name="latents-pixels",
-        about="A DiT on latents and DiTs on pixels with as many MACs a call",
+        name="latents-scale",
+        about="A small DiT on latents of another spread than 1, from the same noise",
         settings={
-            "latents, p = 2": {
-                "model": {**LATENT, "hidden_size": 64, "depth": 4},
+            f"{scale:g}": {
+                "scale": scale,
+                "model": {**LATENT, "hidden_size": 48, "depth": 3},
                 "recipe": {"steps": 300},
-                "latents": True,
-            },
-            "pixels, p = 8": {
-                "model": {**PIXELS, "patch_size": 8, "hidden_size": 64, "depth": 4},
-                "recipe": {"steps": 300},
-                "latents": False,
-            },
-            "pixels, p = 4": {
-                "model": {**PIXELS, "patch_size": 4, "hidden_size": 32, "depth": 3},
-                "recipe": {"steps": 300},
-                "latents": False,
-            },
+            }
+            for scale in (0.25, 1.0, 4.0)
         },
         seeds=range(3),
-        compute=space_cell,
+        compute=scale_cell,
+    ),
+    Experiment(
+        name="latents-errors",
+        about="What the Fréchet distance says of held-out images with an error",
+        settings={
+            **{kind: {"kind": kind, "size": None} for kind in ("autoencoder", "coarse", "fine")},
+            **{f"blur {s:g}": {"kind": "blur", "size": s} for s in (0.5, 0.8)},
+            **{f"noise {s:g}": {"kind": "noise", "size": s} for s in (0.01, 0.03)},
+            **{f"colour {s:g}": {"kind": "colour", "size": s} for s in (0.01, 0.03)},
+        },
+        seeds=range(1),
+        compute=error_cell,
     ),
 )

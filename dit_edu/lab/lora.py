@@ -16,7 +16,7 @@ from torch import Tensor
 from dit_edu._checks import check_positive_int
 from dit_edu.dit import DiT
 
-#: The linear maps that get an adapter, in every block: those of attention and MLP.
+#: The linear maps of attention and MLP, which get an adapter in every block.
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 TABLE = "y_embedder.embedding_table.weight"  # of the labels, (K + 1, D)
 

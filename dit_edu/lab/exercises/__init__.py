@@ -31,6 +31,7 @@ CHAPTERS = (
     "conditioning",
     "scaling",
     "latents",
+    "own_data",
     "factorized",
 )
 

@@ -38,6 +38,7 @@ CHAPTERS = (
     "guidance",
     "scaling",
     "latents",
+    "own_data",
     "factorized",
 )
 TREE = Path(__file__).resolve().parents[3]

@@ -16,6 +16,7 @@ from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.guidance import guidance_scale
 from dit_edu.lab.figures.latents import latent_noise
 from dit_edu.lab.figures.likelihood import bits_by_step
+from dit_edu.lab.figures.own_data import fine_tuning
 from dit_edu.lab.figures.patchify import (
     beyond_the_grid,
     patch_loss_map,
@@ -35,6 +36,7 @@ __all__ = [
     "conditioning_race",
     "cost_calculator",
     "expected_loss",
+    "fine_tuning",
     "forward_process",
     "guidance_scale",
     "latent_noise",
@@ -88,4 +90,5 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "where-heads-look": partial(_of_digits, where_heads_look),
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
     "latent-noise": latent_noise,
+    "fine-tuning": fine_tuning,
 }

@@ -32,6 +32,7 @@ CHAPTERS = (
     "scaling",
     "latents",
     "own_data",
+    "unet",
     "factorized",
 )
 

@@ -39,6 +39,7 @@ CHAPTERS = (
     "scaling",
     "latents",
     "own_data",
+    "unet",
     "factorized",
 )
 TREE = Path(__file__).resolve().parents[3]

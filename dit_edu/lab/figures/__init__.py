@@ -26,6 +26,7 @@ from dit_edu.lab.figures.patchify import (
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.scaling import cost_calculator
 from dit_edu.lab.figures.training import expected_loss
+from dit_edu.lab.figures.unet import larger_scenes, where_they_look
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.widgets import Figure
 
@@ -39,6 +40,7 @@ __all__ = [
     "fine_tuning",
     "forward_process",
     "guidance_scale",
+    "larger_scenes",
     "latent_noise",
     "live_trajectory",
     "loss_by_noise_bin",
@@ -54,6 +56,7 @@ __all__ = [
     "two_tables",
     "waves_of_time",
     "where_heads_look",
+    "where_they_look",
 ]
 
 
@@ -91,4 +94,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
     "latent-noise": latent_noise,
     "fine-tuning": fine_tuning,
+    "where-they-look": where_they_look,
+    "larger-scenes": larger_scenes,
 }

@@ -31,8 +31,8 @@ CHAPTERS = (
     "conditioning",
     "scaling",
     "latents",
-    "own_data",
     "unet",
+    "own_data",
     "factorized",
 )
 

@@ -38,8 +38,8 @@ CHAPTERS = (
     "guidance",
     "scaling",
     "latents",
-    "own_data",
     "unet",
+    "own_data",
     "factorized",
 )
 TREE = Path(__file__).resolve().parents[3]

@@ -379,7 +379,7 @@ EXPERIMENTS = (
             if n < max(SIZES)
             for name in ("DiT", "U-Net, parameters")
         },
-        seeds=range(1),
+        seeds=range(3),
         compute=digits_cell,
     ),
     Experiment(

@@ -93,7 +93,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "where-heads-look": partial(_of_digits, where_heads_look),
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
     "latent-noise": latent_noise,
-    "fine-tuning": fine_tuning,
     "where-they-look": where_they_look,
     "larger-scenes": larger_scenes,
+    "fine-tuning": fine_tuning,
 }

@@ -31,6 +31,7 @@ CHAPTERS = (
     "conditioning",
     "scaling",
     "latents",
+    "multiscale",
     "unet",
     "own_data",
     "factorized",

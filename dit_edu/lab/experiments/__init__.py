@@ -38,6 +38,7 @@ CHAPTERS = (
     "guidance",
     "scaling",
     "latents",
+    "multiscale",
     "unet",
     "own_data",
     "factorized",

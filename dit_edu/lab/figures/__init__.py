@@ -16,6 +16,7 @@ from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.guidance import guidance_scale
 from dit_edu.lab.figures.latents import latent_noise
 from dit_edu.lab.figures.likelihood import bits_by_step
+from dit_edu.lab.figures.multiscale import tokens_by_depth
 from dit_edu.lab.figures.own_data import fine_tuning
 from dit_edu.lab.figures.patchify import (
     beyond_the_grid,
@@ -53,6 +54,7 @@ __all__ = [
     "sampler_paths",
     "step_back",
     "three_clocks",
+    "tokens_by_depth",
     "two_tables",
     "waves_of_time",
     "where_heads_look",
@@ -86,6 +88,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "expected-loss": expected_loss,
     "quality-by-steps": quality_by_steps,
     "cost-calculator": cost_calculator,
+    "tokens-by-depth": tokens_by_depth,
     "guidance-scale": guidance_scale,
     "loss-by-noise-bin": _digits_losses,
     "patch-loss-map": partial(_of_digits, patch_loss_map),

@@ -4,6 +4,11 @@ import logging
 
 __version__ = "0.1.0"
 
-# diffusers and peft load torchao where it is installed; it reports the kernels of other machines.
-for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
+# Libraries that report what they do not find: kernels of other machines, torchvision.
+for _name in (
+    "torchao",  # diffusers and peft load it where it is installed
+    "torch.utils._pytree",
+    "diffusers.quantizers.torchao",
+    "torch.onnx._internal.exporter._registration",
+):
     logging.getLogger(_name).setLevel(logging.ERROR)

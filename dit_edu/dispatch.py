@@ -1,7 +1,7 @@
 """Dispatch: hard choices that a router can learn from, and code that runs only what was chosen.
 
 A router gives every item (an image, or a token) a score for each of E units (blocks, experts,
-branches). A few units are chosen; the others do not run:
+branches). A few units are chosen; the others do not run::
 
     chosen = top_k(scores, k)                 # (B, E), True where a unit works on an item
     gates = straight_through(chosen, scores)  # 1 where chosen, with the gradient of the score
@@ -83,8 +83,8 @@ def assign(chosen: Tensor) -> list[Items]:
         chosen: (B, E) bool.
 
     Returns:
-        E entries: ``slice(None)`` where the whole batch goes one way, else indices, (b,) with
-        0 ≤ b < B.
+        One entry for each unit. It is ``slice(None)`` where the whole batch chose the unit, else
+        the indices of those who did, of nobody perhaps.
 
     Raises:
         TypeError, ValueError: ``chosen`` is not a bool tensor of shape (B, E).

@@ -52,9 +52,9 @@ class Trace:
         """One row for each decision, image and unit.
 
         Returns:
-            Columns of equal length: ``call``, ``module``, ``t``, ``sample`` (place in the batch),
-            ``unit``, ``choice`` (the share of the image's items that chose the unit; 0 or 1
-            where images choose) and ``macs``, executed.
+            The columns by name, all of one length. They are ``call``, ``module``, ``t``, ``sample``
+            (place in the batch), ``unit``, ``choice`` (the share of the image's items that chose
+            the unit; 0 or 1 where images choose) and ``macs``, executed.
         """
         columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
         for decision in self.decisions:
@@ -164,7 +164,7 @@ def budget_loss(macs: Tensor, full: float, target: float) -> Tensor:
         target: λ, in [0, 1].
 
     Returns:
-        A number: the budget is one of the batch, not of each image.
+        A number. The budget is one of the batch, not of each image.
 
     Raises:
         ValueError: ``full`` is not positive, or ``target`` leaves [0, 1].

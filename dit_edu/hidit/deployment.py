@@ -11,10 +11,9 @@ one found anew for every token, or one that calibration has fixed.
 from __future__ import annotations
 
 import copy
-import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,14 +50,14 @@ def quantized(model: nn.Module, kind: str, ranges: Mapping[str, Tensor] | None =
     if (kind == "static") != (ranges is not None):
         given = "None" if ranges is None else "given"
         raise ValueError(f"kind={kind!r} with ranges={given}; allowed: ranges for 'static' alone.")
-    with _quiet_import():
-        from torchao.quantization import quantize_
-        from torchao.quantization.granularity import PerRow, PerTensor
-        from torchao.quantization.quant_api import (
-            Int8DynamicActivationInt8WeightConfig,
-            Int8StaticActivationInt8WeightConfig,
-            Int8WeightOnlyConfig,
-        )
+    from torchao.quantization import quantize_  # seconds of import, only where it is needed
+    from torchao.quantization.granularity import PerRow, PerTensor
+    from torchao.quantization.quant_api import (
+        Int8DynamicActivationInt8WeightConfig,
+        Int8StaticActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+    )
+
     other = copy.deepcopy(model).eval().requires_grad_(False)
     for name, layer in _linear_maps(other):
         if kind == "weights":
@@ -199,8 +198,10 @@ def to_onnx(program: torch.export.ExportedProgram, path: str | os.PathLike[str])
     Raises:
         OSError: it cannot be written.
     """
-    with _quiet_import():
-        torch.onnx.export(program, (), dynamo=True, verbose=False).save(os.fspath(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own trees
+        onnx = torch.onnx.export(program, (), dynamo=True, verbose=False)
+    onnx.save(os.fspath(path))
 
 
 def _linear_maps(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -211,14 +212,3 @@ def _bytes(tensor: Any) -> int:
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.numel() * tensor.element_size()
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Without the warnings of libraries about kernels for other machines."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

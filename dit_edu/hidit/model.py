@@ -26,7 +26,7 @@ from dit_edu.patchify import token_grid
 
 HEAD = 64  # channels of a head in every preset
 
-#: The two sizes of the notes: what :func:`search` finds first.
+#: What ``search`` finds first for the two sizes that the notes claim.
 PRESETS: dict[str, dict[str, Any]] = {
     "HiDiT-S": dict(hidden_size=448, depth=24, num_heads=7, coarse_fraction=0.5),
     "HiDiT-B": dict(hidden_size=704, depth=21, num_heads=11, coarse_fraction=10 / 21),

@@ -158,7 +158,7 @@ EXPERIMENTS = (
             "head start": _routed(0.0, head_start=5.0),
             "head start, noise and balance": _routed(1.0, head_start=5.0, balance=WEIGHT),
         },
-        seeds=range(3),
+        seeds=range(5),
         compute=race_cell,
     ),
     Experiment(

@@ -1,4 +1,4 @@
-"""The chapter on latents: which space, which scale, what the autoencoder spoils, against pixels."""
+"""The chapter on latents: against pixels, at three scales, and what the distance sees."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.features import load_features
 from dit_edu.lab.metrics import evaluate_on
+from dit_edu.lab.profile import count
 from dit_edu.lab.recipes import Process, Recipe
 from dit_edu.lab.train import train
 from dit_edu.latents import VAE
@@ -34,7 +35,8 @@ MODEL: dict[str, Any] = {
     "embed_std": 1.0,
 }
 RECIPE: dict[str, Any] = {"data": "shapes", "batch_size": 64, "lr": 8e-3, "warmup": 50}
-LATENT = {"input_size": 8, "in_channels": 4, "patch_size": 2}
+SIZES = {"hidden_size": 64, "depth": 4}
+LATENT = {"input_size": 8, "in_channels": 4, "patch_size": 2, **SIZES}
 
 
 def recipe_of(setting: Mapping[str, Any]) -> Recipe:
@@ -81,6 +83,13 @@ def judged(samples: Tensor, fit: Labelled, reference: Labelled) -> dict[str, flo
     return {metric: plain(found[metric]) for metric in ("accuracy", "fd_ratio")}
 
 
+def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train on latents or on pixels, and draw now and then; with what a call costs."""
+    recipe, vae = recipe_of(setting), _vae() if setting["latents"] else None
+    found = learn(recipe, seed, vae, _half("train"), _part("heldout"), setting["marks"])
+    return {**found, **_costs(recipe, vae)}
+
+
 def scale_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train on latents of another spread than 1, from the same noise."""
     vae = _vae()
@@ -119,6 +128,19 @@ def error_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     }
 
 
+def _costs(recipe: Recipe, vae: VAE | None) -> dict[str, int]:
+    """Parameters and multiply-adds of a call of the model, and of the decoder for an image."""
+    model = recipe.build_model().eval()
+    one = torch.zeros(1, dtype=torch.long)
+    found = count(model, torch.zeros(1, model.in_channels, *model.input_size), one, one, repeats=0)
+    decoder = count(vae.net.decoder, torch.zeros(1, *vae.latent_shape), repeats=0) if vae else None
+    return {
+        "macs": found.macs,
+        "params": found.params,
+        "decoder_macs": decoder.macs if decoder else 0,
+    }
+
+
 def _squares(images: Tensor) -> Tensor:
     """Each 4 x 4 pixels replaced by their mean: (n, 3, 32, 32)."""
     return F.avg_pool2d(images, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -138,7 +160,28 @@ def _vae() -> VAE:
     return zoo.load("shapes-vae")[0]
 
 
+#: On pixels the models predict x_0: a token has more numbers than the model is wide, and noise
+#: fills all of them.
+SPACES = {
+    "latents, p = 2": {"model": LATENT, "latents": True},
+    "pixels, p = 8": {
+        "model": {"input_size": 32, "in_channels": 3, "patch_size": 8, **SIZES},
+        "process": {"prediction": "x0"},
+        "latents": False,
+    },
+}
+MARKS = (150, 300, 600)
 EXPERIMENTS = (
+    Experiment(
+        name="latents-pixels",
+        about="A DiT on latents and one on pixels with as many tokens and MACs, drawn now and then",
+        settings={
+            name: {**space, "recipe": {"steps": MARKS[-1]}, "marks": MARKS[:-1]}
+            for name, space in SPACES.items()
+        },
+        seeds=range(2),
+        compute=race_cell,
+    ),
     Experiment(
         name="latents-scale",
         about="A small DiT on latents of another spread than 1, from the same noise",

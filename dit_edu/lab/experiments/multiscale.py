@@ -237,6 +237,7 @@ EXPERIMENTS = (
             "3/4 coarse": two_sizes(0.75, skip="concat"),
             "1/2 coarse, no skip": two_sizes(0.5, forget=True),
             "p = 2, 2 blocks": dit(depth=2),
+            "p = 4, four times as long": {**dit(patch_size=4), "steps": 1200},
         },
         seeds=range(3),
         compute=race_cell,

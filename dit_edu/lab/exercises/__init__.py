@@ -35,6 +35,7 @@ CHAPTERS = (
     "unet",
     "own_data",
     "factorized",
+    "dynamic",
 )
 
 

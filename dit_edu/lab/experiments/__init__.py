@@ -42,6 +42,7 @@ CHAPTERS = (
     "unet",
     "own_data",
     "factorized",
+    "dynamic",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -11,6 +11,7 @@ from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
+from dit_edu.lab.figures.dynamic import layers_by_step
 from dit_edu.lab.figures.factorized import two_tables
 from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.guidance import guidance_scale
@@ -43,6 +44,7 @@ __all__ = [
     "guidance_scale",
     "larger_scenes",
     "latent_noise",
+    "layers_by_step",
     "live_trajectory",
     "loss_by_noise_bin",
     "noise_floors",
@@ -90,6 +92,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "cost-calculator": cost_calculator,
     "tokens-by-depth": tokens_by_depth,
     "guidance-scale": guidance_scale,
+    "layers-by-step": layers_by_step,
     "loss-by-noise-bin": _digits_losses,
     "patch-loss-map": partial(_of_digits, patch_loss_map),
     "two-tables": partial(_of_digits, two_tables),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dit_edu.lab.charts import Bars, Curves, Heatmap, Line
@@ -11,17 +13,30 @@ from dit_edu.lab.figures.conditioning import bands
 from dit_edu.lab.panels import Axis
 from dit_edu.lab.widgets import Figure
 
+#: The trainings with a router, in the order of the table.
+ROUTERS = (
+    "router without gradient",
+    "router",
+    "router, noise",
+    "router, noise and balance",
+    "head start",
+    "head start, noise and balance",
+)
 
-def layers_by_step() -> Figure:
+
+def layers_by_step(names: Sequence[str] = ROUTERS, shown_seeds: int = 3) -> Figure:
     """Which layers trained routers run at each step, how sure they are, and the loss they reach.
+
+    Args:
+        names: of the trainings that are shown.
+        shown_seeds: how many of their seeds; the losses are of all.
 
     Raises:
         FileNotFoundError, ValueError: the table ``layer-routing`` is not there.
     """
     rows = read("layer-routing")
-    routed = [row for row in rows if "chosen" in row["metrics"]]
-    names = list(dict.fromkeys(row["setting"] for row in routed))
-    seeds = sorted({row["seed"] for row in routed})
+    seeds = sorted({row["seed"] for row in rows})[:shown_seeds]
+    routed = [row for row in rows if row["setting"] in names and row["seed"] in seeds]
     shape = (len(names), len(seeds), len(SHOWN), -1)
     # (routers, seeds, steps, L)
     chosen = np.array([row["metrics"]["chosen"] for row in routed]).reshape(shape)

@@ -1,7 +1,8 @@
-"""The chapter on latents: against pixels, at three scales, and what the distance sees."""
+"""The chapter on latents: which space, which scale, what the distance sees, against pixels."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_edu.lab import zoo
-from dit_edu.lab.autoencoder import psnr
+from dit_edu.lab.autoencoder import VAERecipe, psnr, train_vae
 from dit_edu.lab.data import Labelled, dataset
 from dit_edu.lab.draw import Sampling, draw
 from dit_edu.lab.encoding import plain
@@ -25,6 +26,7 @@ from dit_edu.latents import VAE
 
 SAMPLING = Sampling(steps=20, scale=1.25)  # in all cells
 N = 300  # images that a cell is measured against
+FOLD = 4000  # training images that the autoencoders and models of ``latents-space`` see
 
 #: What every model here shares.
 MODEL: dict[str, Any] = {
@@ -35,8 +37,9 @@ MODEL: dict[str, Any] = {
     "embed_std": 1.0,
 }
 RECIPE: dict[str, Any] = {"data": "shapes", "batch_size": 64, "lr": 8e-3, "warmup": 50}
-SIZES = {"hidden_size": 64, "depth": 4}
-LATENT = {"input_size": 8, "in_channels": 4, "patch_size": 2, **SIZES}
+#: Two sizes with as many MACs a call: few tokens and many, at p = 2 on 8 x 8 latents.
+FEW, MANY = {"hidden_size": 64, "depth": 4}, {"hidden_size": 32, "depth": 3}
+LATENT = {"input_size": 8, "in_channels": 4, "patch_size": 2, **FEW}
 
 
 def recipe_of(setting: Mapping[str, Any]) -> Recipe:
@@ -96,6 +99,32 @@ def scale_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     vae.std /= setting["scale"]  # its latents have the spread s
     found = learn(recipe_of(setting), seed, vae, _half("train"), _part("heldout"))
     return {metric: values[-1] for metric, values in found.items()}
+
+
+def space_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """An autoencoder and a model on its latents, learnt on one part of the training half.
+
+    Both are judged on another part of it. ``through_…`` is said of images that were encoded and
+    decoded, ``noise_…`` of decoded noise.
+    """
+    fit = tuple(part[:FOLD] for part in _half("train"))
+    reference = tuple(part[FOLD : FOLD + N] for part in _half("train"))
+    vae = _fold_vae(json.dumps({**setting["vae"], "seed": seed}))
+    noise = torch.randn(N, *vae.latent_shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        nats = vae.losses(reference[0], 0.0, noise)["kl"].mean() * reference[0][0].numel()
+    again = vae.decode(vae.encode(reference[0]))
+    found = {
+        "": {k: v[-1] for k, v in learn(recipe_of(setting), seed, vae, fit, reference).items()},
+        "through_": judged(again, fit, reference),
+        "noise_": judged(vae.decode(noise), fit, reference),
+    }
+    return {
+        "nats": plain(nats),
+        "psnr": plain(psnr(reference[0], again)),
+        **{f"{of}{metric}": value for of, row in found.items() for metric, value in row.items()},
+        **_costs(recipe_of(setting), vae),
+    }
 
 
 def error_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -160,12 +189,29 @@ def _vae() -> VAE:
     return zoo.load("shapes-vae")[0]
 
 
+@cache
+def _fold_vae(recipe: str) -> VAE:
+    """An autoencoder of a recipe in JSON, trained once for all cells of a run."""
+    return train_vae(VAERecipe("fold", **json.loads(recipe)), n=FOLD)
+
+
+def _space(
+    size: int, patch_size: int, sizes: Mapping[str, int], groups: int = 1, **vae: float
+) -> dict[str, Any]:
+    widths = {16: [16, 16], 8: [16, 16, 16]}[size]
+    return {
+        "vae": {"model": {"widths": widths, "num_groups": groups}, "steps": 500, **vae},
+        "model": {"input_size": size, "in_channels": 4, "patch_size": patch_size, **sizes},
+        "recipe": {"steps": 400},
+    }
+
+
 #: On pixels the models predict x_0: a token has more numbers than the model is wide, and noise
 #: fills all of them.
 SPACES = {
     "latents, p = 2": {"model": LATENT, "latents": True},
     "pixels, p = 8": {
-        "model": {"input_size": 32, "in_channels": 3, "patch_size": 8, **SIZES},
+        "model": {"input_size": 32, "in_channels": 3, "patch_size": 8, **FEW},
         "process": {"prediction": "x0"},
         "latents": False,
     },
@@ -195,6 +241,20 @@ EXPERIMENTS = (
         },
         seeds=range(3),
         compute=scale_cell,
+    ),
+    Experiment(
+        name="latents-space",
+        about="Autoencoders and models on their latents, on two parts of the training half: size "
+        "of the latents, patches, weight of the KL, groups of the norms",
+        settings={
+            "8 x 8, p = 2": _space(8, 2, FEW),
+            "16 x 16, p = 4": _space(16, 4, FEW),
+            "16 x 16, p = 2": _space(16, 2, MANY),
+            **{f"KL {k:g}": _space(8, 2, FEW, kl_weight=k) for k in (2e-5, 2e-3, 2e-2)},
+            "four groups": _space(8, 2, FEW, groups=4),
+        },
+        seeds=range(1),
+        compute=space_cell,
     ),
     Experiment(
         name="latents-errors",

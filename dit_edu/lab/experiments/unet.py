@@ -389,7 +389,7 @@ EXPERIMENTS = (
             name: _digits(name, lr=BEST[name], images=max(SIZES), steps=LONG)
             for name in ("DiT", "U-Net, MACs")
         },
-        seeds=range(1),
+        seeds=range(3),
         compute=digits_cell,
     ),
     Experiment(
@@ -412,7 +412,7 @@ EXPERIMENTS = (
         name="unet-scenes",
         about="A DiT and U-Nets with and without words, on latents of scenes; and larger scenes",
         settings={name: _scenes(name, lr=SCENE_BEST[name.split(",")[0]]) for name in SCENES},
-        seeds=range(1),
+        seeds=range(3),
         compute=scenes_cell,
     ),
     Experiment(

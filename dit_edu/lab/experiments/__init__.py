@@ -43,6 +43,7 @@ CHAPTERS = (
     "own_data",
     "factorized",
     "dynamic",
+    "deployment",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -134,7 +134,7 @@ RUNS: Mapping[str, Callable[[nn.Module, Batch], Callable[..., Any]]] = {
 
 @torch.no_grad()
 def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Seconds of a forward pass over those of the float model, taken in turns.
+    """Least seconds of a forward pass over those of the float model, taken in turns.
 
     The seed numbers the repetitions.
     """
@@ -156,7 +156,7 @@ def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
             call(*batch)
             if turn:
                 times[name].append(time.perf_counter() - start)
-    float_time, run_time = (statistics.median(found) for found in times.values())
+    float_time, run_time = (min(found) for found in times.values())  # others may use the machine
     return {
         "seconds": plain(run_time, 6),
         "ratio": plain(run_time / float_time),
@@ -181,7 +181,7 @@ EXPERIMENTS = (
             for run in RUNS
             if run != "float"
         },
-        seeds=range(2),
+        seeds=range(1),
         compute=cost_cell,
     ),
 )

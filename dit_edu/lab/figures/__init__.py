@@ -9,6 +9,7 @@ from dit_edu.lab import zoo
 from dit_edu.lab.figures.attention import where_heads_look
 from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
 from dit_edu.lab.figures.denoising import noise_floors, step_back
+from dit_edu.lab.figures.deployment import few_bits
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.dynamic import layers_by_step
@@ -39,6 +40,7 @@ __all__ = [
     "conditioning_race",
     "cost_calculator",
     "expected_loss",
+    "few_bits",
     "fine_tuning",
     "forward_process",
     "guidance_scale",
@@ -99,6 +101,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "where-heads-look": partial(_of_digits, where_heads_look),
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
     "latent-noise": latent_noise,
+    "few-bits": few_bits,
     "where-they-look": where_they_look,
     "larger-scenes": larger_scenes,
     "fine-tuning": fine_tuning,

@@ -51,7 +51,7 @@ def layers_by_step(names: Sequence[str] = ROUTERS, shown_seeds: int = 3) -> Figu
         name="layers-by-step",
         title="Layers by step",
         caption="A model of six layers runs four at every step; a router picks them. Choose how "
-        "the router was trained, then move the step. Dark: the layer runs. Below: what the "
+        "the router was trained, then move the step. Filled: the layer runs. Below: what the "
         "router thinks of each layer, and the loss over that of a model that runs all six.",
         alt="A map of layers over steps, in which four of six layers run at each step; bars with "
         "the router's probability of each layer at the chosen step; and a chart of the loss over "
@@ -65,7 +65,7 @@ def layers_by_step(names: Sequence[str] = ROUTERS, shown_seeds: int = 3) -> Figu
         panels=[
             Heatmap(
                 title="Which layers run",
-                alt="Layers over steps; at each step four of the six are dark.",
+                alt="Layers over steps; at each step four of the six are filled.",
                 axes=("router", "seed"),
                 values=chosen.swapaxes(2, 3),
                 rows=("layer", layers),

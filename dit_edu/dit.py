@@ -208,24 +208,18 @@ class DiT(nn.Module):
             x = x + self.pos_embed  # (1, N, D) to every image
         t, y, n = self.t_embedder(t), self.y_embedder(y), x.shape[1]  # (B, D), (B, D), N
         x, told = self.kind.enter(x, t, y)  # (B, N or more, D), and the condition in its form
-        x = self.run_blocks(x, self.share(told), t)  # (B, N or more, D)
+        told = self.share(told)
+        for layer in self.layers(t):
+            x = layer(x, told)  # (B, N or more, D)
         x = self.final_layer(x[:, :n], t + y)  # (B, N, p*p*out)
         return unpatchify(x, self.patch_size, self.x_embedder.grid)  # (B, out, H, W)
 
-    def run_blocks(self, x: Tensor, told: Tensor, t: Tensor) -> Tensor:
-        """All layers, one after the other.
+    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """What maps tokens and condition to tokens, in order: here the blocks, at every step.
 
         Args:
-            x: tokens, (B, N, D).
-            told: the condition in the form that the blocks expect.
             t: embeddings of the steps, (B, D).
         """
-        for layer in self.layers(t):
-            x = layer(x, told)
-        return x
-
-    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        """What maps tokens and condition to tokens, in order: here the blocks, whatever ``t``."""
         return list(self.blocks)
 
     def null_condition(self, y: Tensor) -> Tensor:

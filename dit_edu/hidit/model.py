@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class HiDiT(DynamicDiT, MultiscaleDiT):
+class HiDiT(MultiscaleDiT, DynamicDiT):
     """A hierarchical Diffusion Transformer.
 
     Args:

@@ -7,6 +7,7 @@ back, so that no detail is lost on the way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,19 +195,20 @@ class MultiscaleDiT(DiT):
             if isinstance(module, tuple(SKIPS.values())):
                 module.zero_init()
 
-    def run_blocks(self, x: Tensor, told: Tensor, t: Tensor) -> Tensor:
-        """Fine tokens ``x`` (B, N, D) → the same; some blocks see N/4 tokens in between."""
-        layers, grid = self.layers(t), self.x_embedder.grid
-        for layer in layers[: self.coarse.start]:
-            x = layer(x, told)  # (B, N, D)
-        fine = x
-        x = self.merge(fine, grid) + self.coarse_pos_embed  # (B, N, D) -> (B, N/4, D)
-        for layer in layers[self.coarse.start : self.coarse.stop]:
-            x = layer(x, told)  # (B, N/4, D)
-        x = self.join(fine, self.split(x, grid))  # (B, N/4, D) -> (B, N, D)
-        for layer in layers[self.coarse.stop :]:
-            x = layer(x, told)  # (B, N, D)
-        return x
+    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """The blocks, with a merge before the coarse ones, and a split and a join behind them."""
+        layers, grid = super().layers(t), self.x_embedder.grid
+        aside: list[Tensor] = []  # the fine tokens
+
+        def merge(x: Tensor, _: Tensor) -> Tensor:
+            aside.append(x)
+            return self.merge(x, grid) + self.coarse_pos_embed  # (B, N, D) -> (B, N/4, D)
+
+        def join(x: Tensor, _: Tensor) -> Tensor:
+            return self.join(aside.pop(), self.split(x, grid))  # (B, N/4, D) -> (B, N, D)
+
+        first, last = self.coarse.start, self.coarse.stop
+        return [*layers[:first], merge, *layers[first:last], join, *layers[last:]]
 
     def _place(self, grid: tuple[int, int], span: tuple[int, int]) -> None:
         """Positions of both sizes of tokens, in the same coordinates."""

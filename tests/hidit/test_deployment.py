@@ -62,11 +62,11 @@ def test_a_linear_map_is_the_arithmetic_by_hand(kind):
     ranges = {"0": x.abs().max().view(1, 1, 1)}
     found = quantized(layer, kind, ranges if kind == "static" else None)(x)
     want = by_hand(layer[0], x, kind, ranges["0"])
-    # torchao's own rounding may fall the other way where a number lies between two steps
-    size = want.square().mean().sqrt()
-    assert (found - want).abs().max() < 0.03 * size
     exact = layer(x).detach()
-    assert 0 < (found - exact).abs().max() < 0.06 * size  # and it is not the float map
+    # Where a number lies between two steps, torchao may round it the other way: a few are off.
+    by_rounding, off = (found - exact).norm(), (found - want).norm()
+    assert off < by_rounding / 4  # the arithmetic explains the error
+    assert by_rounding < 0.02 * exact.norm()  # which is small
 
 
 @pytest.mark.parametrize("kind", ["weights", "dynamic", "static"])

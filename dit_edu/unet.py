@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_edu._checks import check_positive_int
+from dit_edu.dit import DiT
 from dit_edu.embedders import LabelEmbedder
 
 
@@ -111,15 +112,8 @@ class UNet(nn.Module):
         self._check_shapes(x, t, y)
         return self.net(x, t, class_labels=y, return_dict=False)[0]  # (B, out, H, W)
 
-    def null_condition(self, y: Tensor) -> Tensor:
-        """The condition "no label" for each of ``y`` (B,).
-
-        Raises:
-            ValueError: the model was built without a null class.
-        """
-        if not self.class_dropout_prob > 0:
-            raise ValueError("class_dropout_prob=0, so there is no null class; allowed: above 0.")
-        return torch.full_like(y, self.num_classes)
+    null_condition = DiT.null_condition
+    _check_shapes = DiT._check_shapes
 
     def at_size(self, input_size: int | tuple[int, int]) -> UNet:
         """The same weights for images of another size: nothing has to be made anew.
@@ -148,17 +142,6 @@ class UNet(nn.Module):
                     "widths but the first halves the image."
                 )
         return sides
-
-    def _check_shapes(self, x: Tensor, t: Tensor, y: Tensor) -> None:
-        want = (self.in_channels, *self.input_size)
-        if x.ndim != 4 or tuple(x.shape[1:]) != want:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; allowed: (B, {want[0]}, {want[1]}, {want[2]})."
-            )
-        if t.shape != x.shape[:1] or y.shape != x.shape[:1]:
-            raise ValueError(
-                f"t {tuple(t.shape)} and y {tuple(y.shape)} must both have shape ({len(x)},)."
-            )
 
 
 def receptive_field(

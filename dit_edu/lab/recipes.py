@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from dit_edu._checks import check_choice, check_positive_int
+from dit_edu.dddit.switched import SwitchedDiT
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
 from dit_edu.flow import FlowMatching
@@ -34,6 +35,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "MultiscaleDiT": MultiscaleDiT,
     "DynamicDiT": DynamicDiT,
     "HiDiT": HiDiT,
+    "SwitchedDiT": SwitchedDiT,
 }
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
 #: The schedules that are flows, by how they draw their times.

@@ -32,24 +32,30 @@ class Router(nn.Module):
         dim: D.
         units: E.
         bias: what all logits start with. Well above 0, all switches start on.
+        pace: what the last map's answer is multiplied by. An optimizer that scales its steps, as
+            Adam does, moves the logits by about as much more in each update.
 
     Raises:
-        TypeError, ValueError: ``dim`` or ``units`` is no positive integer.
+        TypeError, ValueError: ``dim`` or ``units`` is no positive integer, or ``pace`` is not
+            positive.
     """
 
-    def __init__(self, dim: int, units: int, bias: float = 0.0) -> None:
+    def __init__(self, dim: int, units: int, bias: float = 0.0, pace: float = 0.1) -> None:
         super().__init__()
+        if not pace > 0:
+            raise ValueError(f"pace={pace}; allowed: above 0.")
+        self.pace = pace
         self.mlp = nn.Sequential(
             nn.Linear(check_positive_int("dim", dim), dim),
             nn.SiLU(),
             nn.Linear(dim, check_positive_int("units", units)),
         )
         nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.constant_(self.mlp[-1].bias, bias)
+        nn.init.constant_(self.mlp[-1].bias, bias / pace)
 
     def forward(self, c: Tensor) -> Tensor:
         """Conditions (B, D) → logits (B, E); tokens (B, N, D) → (B, N, E)."""
-        return self.mlp(c)
+        return self.pace * self.mlp(c)
 
 
 class Choice(NamedTuple):
@@ -165,7 +171,9 @@ def decision_entropy(probabilities: Tensor) -> Tensor:
     Args:
         probabilities: of each switch to be on, any shape.
     """
-    p = probabilities
+    # A sigmoid rounds to 0 or 1; there the entropy is 0, and its slope would be infinite.
+    tiny = torch.finfo(probabilities.dtype).eps
+    p = probabilities.clamp(tiny, 1 - tiny)
     return (torch.special.entr(p) + torch.special.entr(1 - p)).mean()
 
 

@@ -59,6 +59,7 @@ class SwitchedDiT(DiT):
             loss has to keep the number down (:class:`~dit_edu.dddit.router.BudgetedLosses`).
         bias: what the router's logits start with. In evaluation a fresh model with switches runs
             everything if it is above 0.
+        pace: of the router.
         noise: of the choice, in training.
         temperature: of the switches.
         heard: in training, compute what is off too, so that it is heard.
@@ -77,6 +78,7 @@ class SwitchedDiT(DiT):
         *,
         keep: int | None = None,
         bias: float = 3.0,
+        pace: float = 0.1,
         noise: float = 1.0,
         temperature: float = 1.0,
         heard: bool = True,
@@ -87,7 +89,7 @@ class SwitchedDiT(DiT):
             kind = settings["conditioning"]
             raise ValueError(f"conditioning={kind!r} of a SwitchedDiT; allowed: 'adaln-zero'.")
         units = 2 * len(self.blocks)
-        self.router = Router(self.t_embedder.mlp[-1].out_features, units, bias)
+        self.router = Router(self.t_embedder.mlp[-1].out_features, units, bias, pace)
         if keep is None:
             self.choice = Switches(noise, temperature, heard)
         elif keep > units:

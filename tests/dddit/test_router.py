@@ -22,10 +22,22 @@ LOGITS = torch.tensor([[2.0, -1.0, 0.5, -3.0], [0.1, 0.0, -0.2, 4.0]], dtype=tor
 def test_a_fresh_router_says_its_bias_to_all():
     torch.manual_seed(0)
     router = Router(8, 5, bias=3.0)
-    assert (router(torch.randn(7, 8)) == 3).all()
+    torch.testing.assert_close(router(torch.randn(7, 8)), torch.full((7, 5), 3.0))
     assert router(torch.randn(2, 6, 8)).shape == (2, 6, 5)
     router(torch.randn(7, 8)).square().sum().backward()
     assert router.mlp[-1].weight.grad.abs().sum() > 0  # it can leave
+
+
+def test_the_pace_is_how_far_an_update_moves_the_logits():
+    c, moved = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)), []
+    for pace in (1.0, 0.1):
+        torch.manual_seed(0)
+        router = Router(8, 5, bias=3.0, pace=pace)
+        optimizer = torch.optim.Adam(router.parameters(), lr=1e-3)
+        router(c).square().sum().backward()
+        optimizer.step()
+        moved.append((router(c) - 3).abs())
+    torch.testing.assert_close(moved[1], moved[0] / 10, rtol=0.02, atol=1e-5)
 
 
 def test_top_k_takes_the_largest_and_switches_those_above_zero():
@@ -103,7 +115,11 @@ def test_heard_computes_all_in_training_and_the_chosen_in_evaluation():
 def test_entropy_against_numbers_and_its_gradient_is_sharpening():
     even = torch.full((3, 2), 0.5, dtype=torch.float64)
     assert decision_entropy(even).item() == pytest.approx(math.log(2))
-    assert decision_entropy(torch.tensor([0.0, 1.0])).item() == 0
+    sure = torch.tensor([-200.0, 200.0, 30.0], requires_grad=True)
+    undecided = decision_entropy(sure.sigmoid())
+    assert undecided.item() == pytest.approx(0, abs=1e-5)
+    undecided.backward()
+    assert torch.equal(sure.grad, torch.zeros(3))  # and no NaN
     logits = LOGITS.clone().requires_grad_()
     p = logits.sigmoid()
     (got,) = torch.autograd.grad(decision_entropy(p), logits)
@@ -155,6 +171,7 @@ def test_the_loss_is_the_process_s_the_budget_and_the_entropy():
     [
         (lambda: Router(0, 3), ValueError, "dim=0"),
         (lambda: Router(8, 2.0), TypeError, "units=2.0"),
+        (lambda: Router(8, 2, pace=0.0), ValueError, "pace=0.0"),
         (lambda: TopK(0), ValueError, "k=0"),
         (lambda: TopK(5)(LOGITS), ValueError, "k=5 of 4"),
         (lambda: TopK(2, noise=-1.0), ValueError, "noise=-1.0"),

@@ -62,6 +62,13 @@ def test_every_image_of_a_page_has_alt_text() -> None:
     assert found == {}
 
 
+def test_no_page_holds_a_placeholder() -> None:
+    """A line that is one word in capitals stands for text that was to come."""
+    files = [file for file in tracked() if file.suffix in (".md", ".ipynb")]
+    stray = re.compile(r'^[\s"]*[A-Z_]{5,}(?:\\n)?[\s",]*$', re.M)
+    assert {f.name: m[0] for f in files if (m := stray.search(f.read_text("utf8")))} == {}
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [

@@ -49,6 +49,7 @@ SAMPLING = Sampling(steps=10, scale=1.5)
 N = 500  # held-out images that a model is measured against
 JUDGED = 100  # held-out images that blocks are judged by
 LEVELS = (50, 300, 700)  # steps at which the blocks are looked at
+LATENT = {"input_size": 8, "in_channels": 4}  # of 32 × 32 pixels
 
 
 class BackAlone(nn.Module):
@@ -93,6 +94,22 @@ def fitted(recipe: Recipe, seed: int, data: Labelled) -> nn.Module:
     """The average of a training run."""
     *_, last = train(recipe, seed=seed, device="cpu", data=data)
     return last.ema
+
+
+# ---------------------------------------------------------------------- the search for the stage
+
+
+def stage_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train on scenes of one kind, or their latents, and measure the held-out loss."""
+    recipe = recipe_of({name: setting[name] for name in setting if name != "scenes"})
+    info, vae = dataset(recipe.data), zoo.load_vae(recipe)
+    model = fitted(recipe, seed, info.load("train", **setting["scenes"]))
+    images, labels = (part[:N] for part in info.load("heldout", **setting["scenes"]))
+    data = (vae.encode(images) if vae else images, labels)
+    return {
+        **counted(recipe),
+        "loss": plain(heldout_loss(model, recipe.process.build(), data=data).mean(), 6),
+    }
 
 
 # ---------------------------------------------------------------------- the race
@@ -223,9 +240,29 @@ EXPERIMENTS = (
                 "steps": 600,
                 "lr": 0.016,
             },
+            "shapes-dit": {"zoo": "shapes-dit"},
+            "the stage": dit(),
         },
         seeds=range(3),
         compute=premise_cell,
+    ),
+    Experiment(
+        name="hidit-stage",
+        about="Where small patches pay: p = 2 against p = 4 at equally many updates, plain DiTs",
+        settings={
+            f"{name}, p = {p}": {**dit(patch_size=p, **model), "scenes": scenes, **latents}
+            for name, scenes, model, latents in (
+                ("centred", {"level": "centred"}, {}, {}),
+                ("jittered", {"level": "jittered"}, {}, {}),
+                ("free", {"level": "free"}, {}, {}),
+                ("three objects", {"objects": 3}, {}, {}),
+                ("fine stripes", {"texture": 1.0}, {}, {}),
+                ("latents", {}, LATENT, {"data": "shapes", "latents": "shapes-vae"}),
+            )
+            for p in (2, 4)
+        },
+        seeds=(0,),
+        compute=stage_cell,
     ),
     Experiment(
         name="multiscale",
@@ -233,8 +270,10 @@ EXPERIMENTS = (
         settings={
             "p = 2": dit(),
             "p = 4": dit(patch_size=4),
+            "1/4 coarse": two_sizes(0.25, skip="concat"),
             "1/2 coarse": two_sizes(0.5, skip="concat"),
             "3/4 coarse": two_sizes(0.75, skip="concat"),
+            "1/2 coarse, at the end": two_sizes(0.5, skip="concat", fine_first=2),
             "1/2 coarse, no skip": two_sizes(0.5, forget=True),
             "p = 2, 2 blocks": dit(depth=2),
             "p = 4, four times as long": {**dit(patch_size=4), "steps": 1200},

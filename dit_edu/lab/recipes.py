@@ -16,6 +16,8 @@ from typing import Any
 from torch import nn
 
 from dit_edu._checks import check_choice, check_positive_int
+from dit_edu.dddit.depth import DepthDiT
+from dit_edu.dddit.exits import ExitDiT
 from dit_edu.dddit.switched import SwitchedDiT
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
@@ -36,6 +38,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "DynamicDiT": DynamicDiT,
     "HiDiT": HiDiT,
     "SwitchedDiT": SwitchedDiT,
+    "DepthDiT": DepthDiT,
+    "ExitDiT": ExitDiT,
 }
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
 #: The schedules that are flows, by how they draw their times.

@@ -266,10 +266,20 @@ def cost(
 
 
 @app.command()
-def release(recipe: str, device: Device = "auto") -> None:
+def release(
+    recipe: str,
+    device: Device = "auto",
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Of the sampler, to choose among; else 20 and 50.")
+    ] = None,
+    scale: Annotated[
+        list[float] | None, typer.Option(help="Of guidance, to choose among; else 1 to 2.")
+    ] = None,
+) -> None:
     """Train and measure what is shipped under this name, and put it into the zoo."""
     from dit_edu.lab import autoencoder, features
     from dit_edu.lab.recipes import get_recipe
+    from dit_edu.lab.release import SCALES, STEPS
     from dit_edu.lab.release import release as release_model
 
     if recipe in features.RECIPES:
@@ -278,7 +288,8 @@ def release(recipe: str, device: Device = "auto") -> None:
     if recipe in autoencoder.RECIPES:
         print(f"{recipe}: {autoencoder.release_vae(recipe)['metrics']}")
         return
-    card = release_model(get_recipe(recipe), device=device)
+    settings = {"steps": steps or STEPS, "scales": scale or SCALES}
+    card = release_model(get_recipe(recipe), device=device, **settings)
     print(f"{card['name']}: {card['seconds']} s on {card['device']}; sha256 {card['sha256'][:12]}…")
 
 

@@ -293,6 +293,40 @@ RECIPES["pixels-dit"] = Recipe(
     lr=4e-3,
     warmup=50,
 )
+#: A small HiDiT and the plain model that it is measured against, trained alike.
+RECIPES["small-shapes-dit"] = Recipe(
+    name="small-shapes-dit",
+    about="DiT with 0.3 M parameters on RGB pixels, 16x16, the opponent of shapes-hidit",
+    data="small-shapes",
+    model=dict(
+        input_size=16,
+        patch_size=2,
+        in_channels=3,
+        hidden_size=64,
+        depth=4,
+        num_heads=4,
+        num_classes=12,
+        class_dropout_prob=0.1,
+        learn_sigma=False,
+        embed_std=1.0,
+    ),
+    steps=1200,
+    batch_size=64,
+    lr=8e-3,
+    warmup=50,
+)
+RECIPES["shapes-hidit"] = replace(
+    RECIPES["small-shapes-dit"],
+    name="shapes-hidit",
+    about="HiDiT of the same width and depth: 3 of 4 blocks coarse, attention in two halves",
+    kind="HiDiT",
+    model={
+        **RECIPES["small-shapes-dit"].model,
+        "coarse_fraction": 0.75,
+        "skip": "concat",
+        "half": True,
+    },
+)
 
 
 def get_recipe(name: str) -> Recipe:

@@ -110,6 +110,8 @@ def release(
     seeds: Sequence[int] = (0, 1, 2),
     *,
     device: str = "auto",
+    steps: Sequence[int] = STEPS,
+    scales: Sequence[float] = SCALES,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train, measure and ship the model of a recipe.
@@ -118,6 +120,7 @@ def release(
         recipe: whose model it is.
         seeds: of the training runs; the averaged weights of the first are shipped.
         device: see :func:`dit_edu.lab.train.train`.
+        steps, scales: what to choose among; of one setting nothing is chosen.
         report: called with a line of text now and then.
 
     Returns:
@@ -129,8 +132,11 @@ def release(
     """
     if not seeds:
         raise ValueError("seeds=() is empty; allowed: at least one seed.")
-    sampling, tried = choose_sampling(recipe, device=device)
-    report(f"chosen on folds of the training half: {sampling}")
+    if len(steps) == len(scales) == 1:
+        sampling, tried = Sampling.usual(recipe.process, steps[0], scales[0]), []
+    else:
+        sampling, tried = choose_sampling(recipe, device=device, steps=steps, scales=scales)
+        report(f"chosen on folds of the training half: {sampling}")
     trained: list[TrainedModel] = []
     seconds, measured = [], []
     for seed in seeds:

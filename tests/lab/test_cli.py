@@ -142,7 +142,7 @@ def test_release_ships_the_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(zoo, "ZOO", tmp_path)
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     chosen = Sampling(2), []
-    monkeypatch.setattr(release_module, "choose_sampling", lambda recipe, device: chosen)
+    monkeypatch.setattr(release_module, "choose_sampling", lambda recipe, **options: chosen)
     assert main(["release", "tiny", "--device", "cpu"]) == 0
     assert zoo.names() == ["tiny"]
     assert "tiny" in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_the_choice_never_sees_the_held_out_half(monkeypatch):
 def test_a_release_ships_the_first_seed_and_reports_all(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ZOO", tmp_path)
     settings = Sampling(4, 1.5)
-    monkeypatch.setattr(module, "choose_sampling", lambda recipe, device: (settings, []))
+    monkeypatch.setattr(module, "choose_sampling", lambda recipe, **options: (settings, []))
     lines = []
     card = release(RECIPE, seeds=(5, 6), device="cpu", report=lines.append)
     model, loaded = zoo.load("tiny")
@@ -101,6 +101,15 @@ def test_a_release_ships_the_first_seed_and_reports_all(tmp_path, monkeypatch):
     assert len(card["history"]) <= 50
     assert {"seconds", "device", "threads", "versions", "commit", "sha256"} <= card.keys()
     assert len(lines) == 3
+
+
+def test_of_one_setting_nothing_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    monkeypatch.setattr(module, "choose_sampling", None)  # it would fail
+    monkeypatch.setattr(module, "measure", lambda *arguments: dict.fromkeys(METRICS, 0.5))
+    short = replace(RECIPE, steps=2, warmup=0)
+    card = release(short, seeds=(0,), device="cpu", steps=(7,), scales=(1.5,), report=str)
+    assert card["sampling"] == vars(Sampling(7, 1.5)) and card["sampling_tried"] == []
 
 
 def test_the_tolerance_bites():

@@ -28,22 +28,11 @@ from dit_edu.lab.experiments.training import heldout_loss
 from dit_edu.lab.features import load_features
 from dit_edu.lab.metrics import accuracy, frechet_distance
 from dit_edu.lab.profile import count
-from dit_edu.lab.recipes import Recipe
+from dit_edu.lab.recipes import RECIPES, Recipe
 from dit_edu.lab.train import train
 
 DATA = "small-shapes"
-MODEL: dict[str, Any] = {
-    "input_size": 16,
-    "patch_size": 2,
-    "in_channels": 3,
-    "hidden_size": 64,
-    "depth": 4,
-    "num_heads": 4,
-    "num_classes": 12,
-    "class_dropout_prob": 0.1,
-    "learn_sigma": False,
-    "embed_std": 1.0,
-}
+MODEL: dict[str, Any] = dict(RECIPES["small-shapes-dit"].model)
 RECIPE: dict[str, Any] = {"data": DATA, "steps": 300, "batch_size": 64, "lr": 8e-3, "warmup": 50}
 SAMPLING = Sampling(steps=10, scale=1.5)
 N = 500  # held-out images that a model is measured against
@@ -115,25 +104,31 @@ def stage_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------- the race
 
 
-def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Train on the stage, measure on its held-out half: loss, samples, cost.
+def judged(
+    model: nn.Module, recipe: Recipe, seed: int, seen: Labelled, unseen: Labelled
+) -> dict[str, Any]:
+    """Loss and samples of a trained model, against images that it has not seen.
 
     The Fréchet distance is given over that of as many training images.
     """
-    recipe, info = recipe_of(setting), dataset(DATA)
-    model, process = fitted(recipe, seed, half("train")), recipe.process.build()
-    real, asked = (part[:N] for part in half("heldout"))
+    process, features = recipe.process.build(), load_features(f"{DATA}-features")
+    real, asked = (part[:N] for part in unseen)
     loss = heldout_loss(model, process, data=(real, asked))
     samples = draw(model, process, asked, SAMPLING, seed=seed)
-    features = load_features(f"{DATA}-features")
-    limit = frechet_distance(half("train")[0][:N], real, features)
-    found = {
-        **counted(recipe),
+    limit = frechet_distance(seen[0][:N], real, features)
+    return {
         "loss": plain(loss.mean(), 6),
         "loss_by_bin": plain(loss.tolist(), 6),
-        "accuracy": plain(accuracy(samples, asked, half("train"), info.judge)),
+        "accuracy": plain(accuracy(samples, asked, seen, dataset(DATA).judge)),
         "fd_ratio": plain(frechet_distance(samples, real, features) / limit),
     }
+
+
+def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train on the stage, measure on its held-out half: loss, samples, cost."""
+    recipe = recipe_of(setting)
+    model = fitted(recipe, seed, half("train"))
+    found = counted(recipe) | judged(model, recipe, seed, half("train"), half("heldout"))
     if isinstance(weight := getattr(getattr(model, "join", None), "weight", None), Tensor):
         found["skip_weight"] = plain(weight.item())
     return found

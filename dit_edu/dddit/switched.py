@@ -22,7 +22,7 @@ from dit_edu.dit import DiT
 from dit_edu.routing import report
 
 
-def branch(block: AdaLNZeroBlock, mlp: bool, x: Tensor, c: Tensor) -> Tensor:
+def branch(block: AdaLNZeroBlock, mlp: bool, x: Tensor, c: Tensor, **asks: Any) -> Tensor:
     """What attention, or the MLP, of a block adds to its tokens.
 
     Of the layer that makes six vectors of the condition only the branch's half is used, so a branch
@@ -33,6 +33,8 @@ def branch(block: AdaLNZeroBlock, mlp: bool, x: Tensor, c: Tensor) -> Tensor:
         mlp: the MLP, or else attention.
         x: tokens, (B, N, D).
         c: conditions, (B, D).
+        **asks: what else the MLP is given, if it is more than one (see
+            :class:`~dit_edu.dddit.experts.Experts`).
 
     Returns:
         (B, N, D); the block is x + branch(attention), and then that + branch(MLP).
@@ -43,7 +45,7 @@ def branch(block: AdaLNZeroBlock, mlp: bool, x: Tensor, c: Tensor) -> Tensor:
     three = F.linear(silu(c), six.weight[mine], six.bias[mine])  # (B, D) -> (B, 3D)
     shift, scale, gate = three.chunk(3, dim=1)  # 3 x (B, D)
     if mlp:
-        h = block.mlp(modulate(block.norm2(x), shift, scale))  # (B, N, D)
+        h = block.mlp(modulate(block.norm2(x), shift, scale), **asks)  # (B, N, D)
     else:
         h = block.attn(modulate(block.norm1(x), shift, scale), cond=c)  # (B, N, D)
     return gate.unsqueeze(1) * h

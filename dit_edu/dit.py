@@ -93,10 +93,12 @@ class DiT(nn.Module):
         dropout: of the MLPs in training, in [0, 1); the published models have none.
         positions: how tokens are told where they stand: ``"sincos"`` as published, ``"learned"``,
             ``"rope"`` (rotations inside attention) or ``"none"``.
+        span: the grid of tokens, (h, w), in whose coordinates the positions are; the model's own
+            unless given. A model that will be carried on to more tokens takes theirs.
 
     Attributes:
         input_size: (H, W).
-        span: the grid of tokens that the positions were made for, (h, w).
+        span: as above.
         in_channels, out_channels, patch_size, num_classes, class_dropout_prob: as above.
 
     Raises:
@@ -121,6 +123,7 @@ class DiT(nn.Module):
         embed_std: float = 0.02,
         dropout: float = 0.0,
         positions: str = "sincos",
+        span: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_positive_int("depth", depth)
@@ -148,9 +151,9 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(
             self.kind(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
         )
-        self.span = self.x_embedder.grid
+        self.span = self.x_embedder.grid if span is None else _sides(span)
         self.pos_embed: nn.Parameter | None = None
-        self._place(self.span, self.span)
+        self._place(self.x_embedder.grid, self.span)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels, self.kind)
         self.initialize_weights()
 

@@ -24,7 +24,7 @@ from dit_edu.dit import DiT
 from dit_edu.routing import report
 from dit_edu.scaling import Architecture
 
-#: The three sizes of a block: the width of its MLP over that of a full one.
+#: The sizes of a block by name, with the width of its MLP over that of a full one.
 SIZES = {"light": 0.25, "standard": 0.5, "full": 1.0}
 DRAWN = ("batch", "image")
 
@@ -59,10 +59,6 @@ class DepthDiT(DiT):
         bias: what the router's logits start with; above 0, a fresh model runs every block.
         heard: in training, compute the blocks that the router left out too, so that they are heard.
         **settings: as for :class:`~dit_edu.dit.DiT`.
-
-    Attributes:
-        depth_budget: in [0, 1], the share of the blocks' MACs above the floor that may run; or
-            None. It may be set at any time, and counts in evaluation.
 
     Raises:
         TypeError, ValueError: an argument does not fit the depth or another one.
@@ -105,7 +101,13 @@ class DepthDiT(DiT):
 
     @property
     def depth_budget(self) -> float | None:
-        """In [0, 1], the share of the blocks' MACs above the floor that may run; or None."""
+        """The share of the blocks' MACs above the floor that may run, in [0, 1]; None for no limit.
+
+        It may be set at any time, counts in evaluation, and goes before the router.
+
+        Raises:
+            ValueError: it leaves [0, 1].
+        """
         return self._budget
 
     @depth_budget.setter

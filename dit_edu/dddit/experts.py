@@ -35,7 +35,7 @@ class Experts(nn.Module):
     """E routed MLPs, of which k run for each item, and a shared one.
 
     Args:
-        shared: the MLP that always runs.
+        shared: the :class:`~dit_edu.branches.Mlp` that always runs.
         experts: E more, all D → D and of one width.
         keep: k, 1 to E.
         noise: of the choice, in training.
@@ -44,7 +44,9 @@ class Experts(nn.Module):
         TypeError, ValueError: ``keep`` is not from 1 to E.
     """
 
-    def __init__(self, shared: Mlp, experts: list[Mlp], keep: int, noise: float = 1.0) -> None:
+    def __init__(
+        self, shared: nn.Module, experts: list[nn.Module], keep: int, noise: float = 1.0
+    ) -> None:
         super().__init__()
         if check_positive_int("keep", keep) > len(experts):
             raise ValueError(f"keep={keep} of {len(experts)} experts; allowed: 1 to E.")
@@ -55,7 +57,7 @@ class Experts(nn.Module):
 
     @classmethod
     def from_mlp(
-        cls, mlp: Mlp, experts: int, keep: int = 1, shared: float = 0.5, noise: float = 1.0
+        cls, mlp: nn.Module, experts: int, keep: int = 1, shared: float = 0.5, noise: float = 1.0
     ) -> Experts:
         """Experts that say what an MLP says, whichever are chosen, until they have learned.
 
@@ -63,7 +65,7 @@ class Experts(nn.Module):
         k = 1 the MACs are those of the MLP and the router.
 
         Args:
-            mlp: stays as it is.
+            mlp: a :class:`~dit_edu.branches.Mlp`; it stays as it is.
             experts: E.
             keep: k.
             shared: the share, in (0, 1).

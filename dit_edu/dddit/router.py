@@ -12,7 +12,7 @@ In evaluation a choice is the router's own and without noise, and only what is c
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ class Router(nn.Module):
         return self.pace * self.mlp(c)
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True)
+class Choice:
     """What was chosen for a batch.
 
     Attributes:

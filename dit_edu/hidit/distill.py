@@ -1,7 +1,7 @@
 """Distillation: a small model learns from a trained one, beside the data.
 
 The target of the plain loss is one noisy draw, v; the best answer is its mean v* = E[v | x_t, y].
-A teacher says something near v* without the noise. The student minimises
+A teacher says something near v* without the noise. The student minimises::
 
     (1 - w) |s - v|² + w |s - T|² + w_f (1 - R²),
 

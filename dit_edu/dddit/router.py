@@ -188,8 +188,10 @@ class BudgetedLosses:
         target: λ, the share of the MACs that may run, in [0, 1].
         weight: of the budget.
         entropy: weight of H. Above 0 it makes decisions sharp; below 0, undecided.
-        ramp: calls until λ' has come from 1 down to λ; 0 asks for λ at once. A run that is resumed
-            begins the ramp anew.
+        ramp: updates until λ' has come from 1 down to λ; 0 asks for λ at once.
+
+    Attributes:
+        step: how many updates are done; the training loop sets it.
 
     Raises:
         ValueError: ``target`` leaves [0, 1], or ``ramp`` is negative.
@@ -205,11 +207,11 @@ class BudgetedLosses:
         if ramp < 0:
             raise ValueError(f"ramp={ramp}; allowed: at least 0.")
         self.target, self.weight, self.entropy, self.ramp = target, weight, entropy, ramp
-        self.calls = 0
+        self.step = 0
 
     def target_now(self) -> float:
-        """λ' of the next call."""
-        done = min(1.0, self.calls / self.ramp) if self.ramp else 1.0
+        """λ' of the next update."""
+        done = min(1.0, self.step / self.ramp) if self.ramp else 1.0
         return 1 + done * (self.target - 1)
 
     def __call__(
@@ -228,5 +230,4 @@ class BudgetedLosses:
         full = float(sum(d.macs.sum() for d in trace.decisions))
         undecided = torch.stack([decision_entropy(d.soft) for d in trace.decisions]).mean()
         steer = self.weight * budget_loss(used, full, self.target_now()) + self.entropy * undecided
-        self.calls += 1
         return {**losses, "loss": losses["loss"] + steer}

@@ -36,7 +36,8 @@ from dit_edu.lab.zoo import load_vae
 MEMORY_OF_BINS = 0.98  # the loss per bin is a mean over about the last 1/(1 - 0.98) = 50 steps
 
 #: ``loss_fn(model, diffusion, x0, t, y, noise)`` returns (B,) tensors ``loss`` (to be minimised)
-#: and ``mse`` (to be reported per noise bin).
+#: and ``mse`` (to be reported per noise bin). One that changes while training goes on has an
+#: attribute ``step``, which is set to the number of updates done before each call.
 LossFn = Callable[[nn.Module, Interpolant, Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
@@ -235,6 +236,8 @@ def _loop(
                 state.seed, state.step, accelerator.device, accelerator.process_index
             ) as generator:
                 x0, t, y, noise = _batch(recipe, diffusion, state, accelerator, generator, data)
+                if hasattr(loss_fn, "step"):
+                    loss_fn.step = state.step
                 losses = loss_fn(model, diffusion, x0, t, y, noise)  # (B,) each
                 loss = losses["loss"].mean()
                 accelerator.backward(loss)

@@ -322,6 +322,23 @@ def test_ctrl_c_resumes_to_the_same_bits(where, straight, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
 
 
+def test_a_loss_that_changes_on_the_way_resumes_where_it_was(tmp_path):
+    class Growing:
+        step = 0
+
+        def __call__(self, model, diffusion, x0, t, y, noise):
+            losses = diffusion.losses(model, x0, t, y, noise=noise)
+            return {**losses, "loss": losses["loss"] ** (1 + self.step)}  # clipping undoes scale
+
+    finish(out=tmp_path / "straight", loss_fn=Growing())
+    steps = start(out=tmp_path / "cut", loss_fn=Growing())
+    for step in steps:
+        if step.step == 4:
+            steps.close()
+    finish(out=tmp_path / "cut", resume=True, loss_fn=Growing())
+    assert_same_bits(read(tmp_path / "cut"), read(tmp_path / "straight"))
+
+
 def test_ctrl_c_between_two_steps_writes_the_checkpoint(straight, tmp_path, monkeypatch):
     class Bar(train_module.tqdm):
         def update(self, n=1):

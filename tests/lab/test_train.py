@@ -323,14 +323,18 @@ def test_ctrl_c_resumes_to_the_same_bits(where, straight, tmp_path, monkeypatch)
 
 
 def test_a_loss_that_changes_on_the_way_resumes_where_it_was(tmp_path):
+    seen = []
+
     class Growing:
         step = 0
 
         def __call__(self, model, diffusion, x0, t, y, noise):
+            seen.append(self.step)
             losses = diffusion.losses(model, x0, t, y, noise=noise)
             return {**losses, "loss": losses["loss"] ** (1 + self.step)}  # clipping undoes scale
 
     finish(out=tmp_path / "straight", loss_fn=Growing())
+    assert seen == list(range(TINY.steps))
     steps = start(out=tmp_path / "cut", loss_fn=Growing())
     for step in steps:
         if step.step == 4:

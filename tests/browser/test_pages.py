@@ -41,8 +41,9 @@ PAGES = [
     for path in sorted(HTML.rglob("*.html"))
     if path.relative_to(HTML).parts[0] != "_static" and path != HTML / "index.html"
 ]
-SOURCES = [page for page in PAGES if page.startswith("_modules/")]  # one frame around all of them
+SOURCES = [page for page in PAGES if page.startswith("_modules/")]
 READ = [page for page in PAGES if page not in SOURCES]
+SOME = SOURCES[::12]  # one frame and one highlighter made them all
 LOOP = """() => {
     const start = performance.now();
     let sum = 0;
@@ -164,7 +165,7 @@ def address(base: str, page: str) -> str:
     return f"{base}/{page}" if base else (HTML / page).as_uri()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*READ, *SOME])
 def test_page_on_a_desktop(
     page: str, browser: Browser, site: str, record_property: pytest.RecordProperty
 ) -> None:
@@ -178,7 +179,7 @@ def test_page_on_a_desktop(
         assert visit.weight() <= MAX_BYTES
 
 
-@pytest.mark.parametrize("page", [*READ, *SOURCES[:1]])
+@pytest.mark.parametrize("page", [*READ, *SOME[:1]])
 def test_page_on_a_phone(page: str, browser: Browser, site: str) -> None:
     with opened(browser, address(site, page), PHONE, "dark") as visit:
         check_names(visit, ("dark", "light"))
@@ -188,7 +189,7 @@ def test_page_on_a_phone(page: str, browser: Browser, site: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "viewport", "theme"),
-    [(page, DESKTOP, "dark") for page in PAGES] + [(page, PHONE, "light") for page in READ],
+    [(page, DESKTOP, "dark") for page in [*READ, *SOME]] + [(page, PHONE, "light") for page in READ],
 )
 def test_page_from_disk(page: str, viewport: dict[str, int], theme: str, browser: Browser) -> None:
     with opened(browser, address("", page), viewport, theme) as visit:
@@ -269,7 +270,7 @@ def at_end(slider: Locator) -> bool:
 
 @pytest.mark.parametrize("page", sorted(CHAPTERS))
 def test_the_first_figure_is_usable_within_a_second(page: str, browser: Browser, site: str) -> None:
-    """From the page's first byte, the best of three visits; of a quiet machine's second.
+    """From the page's first byte, in one of three visits; of a quiet machine's second.
 
     Other work slows a fixed piece of JavaScript as much as it slows the page, so it is the clock.
     """
@@ -279,7 +280,9 @@ def test_the_first_figure_is_usable_within_a_second(page: str, browser: Browser,
             marks = "() => performance.getEntriesByName('dit-figure ready').map(m => m.startTime)"
             slowdown = max(1, visit.page.evaluate(LOOP) / LOOP_QUIET)
             took.append(min(visit.page.evaluate(marks)) / slowdown)
-    assert min(took) < 1000, took
+        if took[-1] < 1000:
+            return
+    pytest.fail(f"milliseconds: {took}")
 
 
 def test_front_door_leads_to_the_book(browser: Browser, site: str) -> None:

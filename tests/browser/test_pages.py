@@ -189,7 +189,8 @@ def test_page_on_a_phone(page: str, browser: Browser, site: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "viewport", "theme"),
-    [(page, DESKTOP, "dark") for page in [*READ, *SOME]] + [(page, PHONE, "light") for page in READ],
+    [(page, DESKTOP, "dark") for page in [*READ, *SOME]]
+    + [(page, PHONE, "light") for page in READ],
 )
 def test_page_from_disk(page: str, viewport: dict[str, int], theme: str, browser: Browser) -> None:
     with opened(browser, address("", page), viewport, theme) as visit:

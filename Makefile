@@ -32,8 +32,11 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 	$(BIN)/python -m dit_edu release shapes-vae
 	$(BIN)/python -m dit_edu release shapes-dit
 	$(BIN)/python -m dit_edu release small-shapes-features
+	$(BIN)/python -m dit_edu release shapes-hidit --steps 20
+	$(BIN)/python -m dit_edu release small-shapes-dit --steps 20 --scale 1.25
 	$(BIN)/python -m dit_edu evaluate digits-dit
 	$(BIN)/python -m dit_edu evaluate shapes-dit
+	$(BIN)/python -m dit_edu evaluate shapes-hidit
 
 experiments: $(INSTALLED) ## Compute the tables in results/, cell by cell; goes on where it was interrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m dit_edu.lab.experiments $(NAMES)

@@ -37,6 +37,7 @@ CHAPTERS = (
     "factorized",
     "dynamic",
     "deployment",
+    "results",
 )
 
 

@@ -44,6 +44,7 @@ CHAPTERS = (
     "factorized",
     "dynamic",
     "deployment",
+    "hidit",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -26,6 +26,7 @@ from dit_edu.lab.figures.patchify import (
     patchify_tokens,
     position_similarity,
 )
+from dit_edu.lab.figures.results import hidit_race
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.scaling import cost_calculator
 from dit_edu.lab.figures.training import expected_loss
@@ -44,6 +45,7 @@ __all__ = [
     "fine_tuning",
     "forward_process",
     "guidance_scale",
+    "hidit_race",
     "larger_scenes",
     "latent_noise",
     "layers_by_step",
@@ -105,4 +107,5 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "where-they-look": where_they_look,
     "larger-scenes": larger_scenes,
     "fine-tuning": fine_tuning,
+    "hidit-race": hidit_race,
 }

@@ -149,7 +149,7 @@ def test_a_full_disk_in_training_keeps_the_last_checkpoint(folder, capsys, monke
 def test_a_zoo_that_cannot_be_written(folder, capsys, monkeypatch):
     monkeypatch.setattr(zoo, "ZOO", folder / "file")
     chosen = Sampling(1), []
-    monkeypatch.setattr(release_module, "choose_sampling", lambda recipe, device: chosen)
+    monkeypatch.setattr(release_module, "choose_sampling", lambda recipe, **options: chosen)
     code = main(["release", "tiny", "--device", "cpu"])
     assert code == 2
     assert "file" in capsys.readouterr().err.splitlines()[-1]

@@ -152,6 +152,8 @@ class DiT(nn.Module):
             self.kind(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(depth)
         )
         self.span = self.x_embedder.grid if span is None else _sides(span)
+        for side in self.span:
+            check_positive_int("span", side)
         self.pos_embed: nn.Parameter | None = None
         self._place(self.x_embedder.grid, self.span)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels, self.kind)

@@ -49,7 +49,7 @@
     return range(Math.floor(hi / step + 1e-9) - start + 1).map((i) => Number(((start + i) * step).toPrecision(12)));
   };
   const tickText = (v, log) => {
-    if (!log || (v >= 0.1 && v <= 100)) return num(v);
+    if (!log || (v >= 0.1 && v <= 100) || !/^1e/.test(v.toExponential(0))) return num(v);
     const digits = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
     return "10" + String(Math.round(Math.log10(v))).replace(/./g, (c) => digits[c]);
   };

@@ -3,9 +3,10 @@
 The target of the plain loss is one noisy draw, v; the best answer is its mean v* = E[v | x_t, y].
 A teacher says something near v* without the noise. The student minimises::
 
-    (1 - w) |s - v|² + w |s - T|² + w_f (1 - R²),
+    (1 - w) |v̂ - v|² + w |v̂ - v̂_T|² + w_f (1 - R²),
 
-where R² is how much of the teacher's tokens a linear map of the student's tokens explains.
+where v̂ is its answer, v̂_T the teacher's, and R² is how much of the teacher's tokens a linear map of
+the student's tokens explains.
 """
 
 from __future__ import annotations

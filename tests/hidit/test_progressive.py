@@ -99,6 +99,12 @@ def test_patches_must_divide(patch_size):
         carry(model(), patch_size)
 
 
+@pytest.mark.parametrize(("span", "error"), [((0, 8), ValueError), ((8.0, 8.0), TypeError)])
+def test_a_span_is_a_grid(span, error):
+    with pytest.raises(error, match="span"):
+        model(span=span)
+
+
 def test_patch_size_is_a_number():
     with pytest.raises(TypeError, match="patch_size"):
         carry(model(), 2.0)

@@ -36,6 +36,7 @@ CHAPTERS = (
     "own_data",
     "factorized",
     "dynamic",
+    "stages",
     "deployment",
     "results",
 )

@@ -43,6 +43,7 @@ CHAPTERS = (
     "own_data",
     "factorized",
     "dynamic",
+    "stages",
     "deployment",
     "hidit",
 )

@@ -29,6 +29,7 @@ from dit_edu.lab.figures.patchify import (
 from dit_edu.lab.figures.results import hidit_race
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.scaling import cost_calculator
+from dit_edu.lab.figures.stages import stages_of_training
 from dit_edu.lab.figures.training import expected_loss
 from dit_edu.lab.figures.unet import larger_scenes, where_they_look
 from dit_edu.lab.recipes import Recipe
@@ -58,6 +59,7 @@ __all__ = [
     "quality_by_steps",
     "reverse_trajectory",
     "sampler_paths",
+    "stages_of_training",
     "step_back",
     "three_clocks",
     "tokens_by_depth",
@@ -97,6 +99,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "tokens-by-depth": tokens_by_depth,
     "guidance-scale": guidance_scale,
     "layers-by-step": layers_by_step,
+    "stages-of-training": stages_of_training,
     "loss-by-noise-bin": _digits_losses,
     "patch-loss-map": partial(_of_digits, patch_loss_map),
     "two-tables": partial(_of_digits, two_tables),

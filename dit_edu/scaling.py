@@ -8,9 +8,9 @@ two floating-point operations; what works element by element is not counted, as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
 
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.dit import PRESETS
@@ -111,6 +111,11 @@ class Architecture:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no width.")
         check_choice("conditioning", self.conditioning, CONDITIONING)
         check_choice("positions", self.positions, POSITIONS)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The sizes among a model's settings; the others do not change its cost."""
+        return cls(**{f.name: settings[f.name] for f in fields(cls) if f.name in settings})
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Architecture:

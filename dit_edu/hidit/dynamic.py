@@ -7,7 +7,7 @@ A model of L blocks then holds the parameters of L and computes with k.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -60,8 +60,7 @@ class DynamicDiT(DiT):
         if not noise >= 0:
             raise ValueError(f"noise={noise}; allowed: at least 0.")
         self.keep, self.noise = keep, noise
-        known = {f.name for f in fields(Architecture)}
-        self.sizes = {name: value for name, value in settings.items() if name in known}
+        self.architecture = Architecture.of(settings)
         self.router = None
         if keep is not None:
             top_k(torch.empty(len(self.blocks)), keep)  # is there such a choice?
@@ -89,10 +88,8 @@ class DynamicDiT(DiT):
 
     def layer_macs(self) -> Tensor:
         """Multiply-adds of each layer for one image, (L,): those of two less those of one."""
-        sizes = {**self.sizes, "input_size": self.input_size}
-        one, two = (
-            sum(Architecture(**{**sizes, "depth": depth}).macs().values()) for depth in (1, 2)
-        )
+        sizes = replace(self.architecture, input_size=self.input_size)
+        one, two = (sum(replace(sizes, depth=depth).macs().values()) for depth in (1, 2))
         return torch.full((len(self.blocks),), two - one)
 
 

@@ -7,7 +7,7 @@ make them, are found by a search over all models of a simple form.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,9 +61,8 @@ class HiDiT(MultiscaleDiT, DynamicDiT):
         **settings: Any,
     ) -> None:
         super().__init__(keep=keep, **settings)
-        known = {f.name for f in fields(HiDiTArchitecture)}
-        self.sizes = {name: value for name, value in settings.items() if name in known}
-        self.sizes |= dict(spatial=spatial, window=window, half=half)
+        self.attention = dict(spatial=spatial, window=window, half=half)
+        self.architecture = HiDiTArchitecture.of(settings | self.attention)
         self.heads = self.blocks[0].attn.num_heads
         self._attend()
         self.initialize_weights()
@@ -79,7 +78,7 @@ class HiDiT(MultiscaleDiT, DynamicDiT):
 
     def layer_macs(self) -> Tensor:
         """Multiply-adds of each layer for one image, (L,)."""
-        a = HiDiTArchitecture(**{**self.sizes, "input_size": self.input_size})
+        a = replace(self.architecture, input_size=self.input_size)
         return torch.tensor([a.layer_macs(grid) for grid in self._grids()])
 
     def _grids(self) -> list[tuple[int, int]]:
@@ -89,9 +88,10 @@ class HiDiT(MultiscaleDiT, DynamicDiT):
 
     def _attend(self) -> None:
         """Put attention for its own grid into every layer, with the weights that were there."""
-        kind = {name: self.sizes[name] for name in ("spatial", "window", "half")}
         for block, grid in zip(self.blocks, self._grids(), strict=True):
-            attention = FactorizedAttention(self.pos_embed.shape[-1], self.heads, grid, **kind)
+            attention = FactorizedAttention(
+                self.pos_embed.shape[-1], self.heads, grid, **self.attention
+            )
             if isinstance(block.attn, FactorizedAttention):
                 attention.load_state_dict(block.attn.state_dict())
             block.attn = attention.to(self.pos_embed)

@@ -33,7 +33,8 @@ def distilled_losses(
     """A loss for the training loop: the process's own mixed with the distance to a teacher.
 
     Args:
-        teacher: a denoiser with the prediction of the student; it is not changed.
+        teacher: a denoiser with the prediction of the student. It is put into evaluation mode, and
+            its weights stay as they are.
         weight: w, in [0, 1]: 0 is the student alone, 1 hears the teacher alone.
         features: after how many blocks of student and teacher the tokens are compared.
         feature_weight: w_f, at least 0.

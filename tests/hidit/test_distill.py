@@ -77,13 +77,14 @@ def test_of_a_learnt_variance_the_mean_alone_is_compared():
 
 
 def test_the_teacher_learns_nothing():
-    student, teacher = model(), model(**TEACHER)
+    student, teacher = model(), model(**TEACHER).train()
     before = copy.deepcopy(teacher.state_dict())
     loss = distilled_losses(teacher, 0.5, **TOKENS)(student, process(), *batch())["loss"].mean()
     loss.backward()
     assert all(w.grad is None for w in teacher.parameters())
     assert all(w.grad is not None for w in student.parameters() if w.requires_grad)
     assert all(torch.equal(w, before[name]) for name, w in teacher.state_dict().items())
+    assert not teacher.training  # it would drop labels
     assert not teacher._forward_hooks and not student.blocks[0]._forward_hooks
 
 

@@ -39,6 +39,7 @@ CHAPTERS = (
     "stages",
     "deployment",
     "results",
+    "router",
 )
 
 

@@ -46,6 +46,7 @@ CHAPTERS = (
     "stages",
     "deployment",
     "hidit",
+    "router",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

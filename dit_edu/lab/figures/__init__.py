@@ -27,6 +27,7 @@ from dit_edu.lab.figures.patchify import (
     position_similarity,
 )
 from dit_edu.lab.figures.results import hidit_race
+from dit_edu.lab.figures.router import noisy_switch, switches_by_update
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.scaling import cost_calculator
 from dit_edu.lab.figures.stages import stages_of_training
@@ -53,6 +54,7 @@ __all__ = [
     "live_trajectory",
     "loss_by_noise_bin",
     "noise_floors",
+    "noisy_switch",
     "patch_loss_map",
     "patchify_tokens",
     "position_similarity",
@@ -61,6 +63,7 @@ __all__ = [
     "sampler_paths",
     "stages_of_training",
     "step_back",
+    "switches_by_update",
     "three_clocks",
     "tokens_by_depth",
     "two_tables",
@@ -99,6 +102,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "tokens-by-depth": tokens_by_depth,
     "guidance-scale": guidance_scale,
     "layers-by-step": layers_by_step,
+    "switches-by-update": switches_by_update,
+    "noisy-switch": noisy_switch,
     "stages-of-training": stages_of_training,
     "loss-by-noise-bin": _digits_losses,
     "patch-loss-map": partial(_of_digits, patch_loss_map),

@@ -7,7 +7,6 @@ image the same; without one, a router may switch each block by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -86,8 +85,7 @@ class DepthDiT(DiT):
         if drawn is not None and check_choice("drawn", drawn, DRAWN) and routed:
             raise ValueError(f"drawn={drawn!r} with routed=True; allowed: one of them.")
         self.floor, self.drawn, self.depth_budget = floor, drawn, None
-        known = {f.name for f in fields(Architecture)}
-        self.known = {name: value for name, value in settings.items() if name in known}
+        self.settings = settings
         self.block_sizes = ["full"] * depth if sizes is None else list(sizes)
         if len(self.block_sizes) != depth:
             raise ValueError(f"sizes={self.block_sizes}; allowed: one for each of {depth} blocks.")
@@ -118,12 +116,12 @@ class DepthDiT(DiT):
 
     def block_macs(self) -> list[int]:
         """Multiply-adds of each block for one image: those of two such blocks less those of one."""
-        sizes = {**self.known, "input_size": self.input_size}
-        ratio = sizes.pop("mlp_ratio", 4.0)
+        settings = {**self.settings, "input_size": self.input_size}
+        ratio = settings.get("mlp_ratio", 4.0)
 
         def stack(size: str, depth: int) -> int:
-            wide = ratio * SIZES[size]
-            return sum(Architecture(**{**sizes, "mlp_ratio": wide, "depth": depth}).macs().values())
+            sizes = {**settings, "mlp_ratio": ratio * SIZES[size], "depth": depth}
+            return sum(Architecture.of(sizes).macs().values())
 
         macs = {size: stack(size, 2) - stack(size, 1) for size in set(self.block_sizes)}
         return [macs[size] for size in self.block_sizes]
@@ -132,7 +130,7 @@ class DepthDiT(DiT):
         """How many blocks, first in the order, a budget pays for.
 
         Args:
-            budget: β in [0, 1]; allowed are F + β (M - F) MACs, where all blocks cost M, and the
+            budget: λ in [0, 1]; allowed are F + λ (M - F) MACs, where all blocks cost M, and the
                 first ``floor`` of them F.
         """
         macs = self.block_macs()

@@ -40,6 +40,7 @@ CHAPTERS = (
     "deployment",
     "results",
     "router",
+    "depth",
 )
 
 

@@ -47,6 +47,7 @@ CHAPTERS = (
     "deployment",
     "hidit",
     "router",
+    "depth",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -10,6 +10,7 @@ from dit_edu.lab.figures.attention import where_heads_look
 from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.deployment import few_bits
+from dit_edu.lab.figures.depth import depth_by_budget
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.dynamic import layers_by_step
@@ -42,6 +43,7 @@ __all__ = [
     "bits_by_step",
     "conditioning_race",
     "cost_calculator",
+    "depth_by_budget",
     "expected_loss",
     "few_bits",
     "fine_tuning",
@@ -102,6 +104,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "tokens-by-depth": tokens_by_depth,
     "guidance-scale": guidance_scale,
     "layers-by-step": layers_by_step,
+    "depth-by-budget": depth_by_budget,
     "switches-by-update": switches_by_update,
     "noisy-switch": noisy_switch,
     "stages-of-training": stages_of_training,

@@ -68,6 +68,15 @@ def test_every_cell_is_computed_once(tmp_path):
     assert calls.made == ALL
 
 
+def test_afresh_all_are_computed_and_none_is_lost_on_the_way(tmp_path):
+    old = finish(toy(), tmp_path)
+    calls = Calls(strike=(3, 1))
+    with pytest.raises(KeyboardInterrupt):
+        run(toy(calls), tmp_path, report=silent, fresh=True)
+    assert calls.made == ALL[:3]
+    assert [row["metrics"] for row in read("toy", tmp_path)] == [row["metrics"] for row in old]
+
+
 def test_a_row_says_where_it_comes_from(tmp_path):
     row = finish(toy(), tmp_path)[0]
     assert row["versions"]["torch"] == torch.__version__
@@ -191,11 +200,13 @@ def test_a_table_that_is_not_there_says_who_writes_it(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(__main__, "experiments", lambda: {"toy": toy()})
-    monkeypatch.setattr(__main__, "run", lambda e: run(e, tmp_path))
+    monkeypatch.setattr(__main__, "run", lambda e, fresh: run(e, tmp_path, fresh=fresh))
     assert __main__.main(["toy"]) == 0
     assert "6/6 cube, seed 2" in capsys.readouterr().out
     assert __main__.main([]) == 0
     assert "toy: 6 cells are there, 0 to compute" in capsys.readouterr().out
+    assert __main__.main(["--fresh", "toy"]) == 0
+    assert "6/6 cube, seed 2" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         __main__.main(["boy"])
     assert "unknown: boy; allowed: toy" in capsys.readouterr().err

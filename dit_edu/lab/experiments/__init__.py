@@ -111,7 +111,11 @@ def get_experiment(name: str) -> Experiment:
 
 
 def run(
-    experiment: Experiment, folder: Path = RESULTS, report: Callable[[str], None] = print
+    experiment: Experiment,
+    folder: Path = RESULTS,
+    report: Callable[[str], None] = print,
+    *,
+    fresh: bool = False,
 ) -> list[Row]:
     """Compute the cells that are missing or stale, and write each as soon as it is done.
 
@@ -119,6 +123,7 @@ def run(
         experiment: what to compute.
         folder: where its table lies or will lie; made if need be.
         report: called with a line of text for each cell.
+        fresh: compute those that are there again; each stays until it is replaced.
 
     Returns:
         All rows, setting by setting. Beside its ``metrics``, a row has ``setting``, ``seed``,
@@ -132,7 +137,7 @@ def run(
     path = Path(folder) / f"{experiment.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = _current(experiment, read(experiment.name, folder) if path.exists() else [])
-    missing = [cell for cell in experiment.cells() if cell not in kept]
+    missing = [cell for cell in experiment.cells() if fresh or cell not in kept]
     report(f"{experiment.name}: {len(kept)} cells are there, {len(missing)} to compute")
     origin = {"device": device_name("cpu"), "threads": torch.get_num_threads(), **provenance()}
     for done, (setting, seed) in enumerate(missing, 1):

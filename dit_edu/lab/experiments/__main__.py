@@ -1,4 +1,4 @@
-"""``python -m dit_edu.lab.experiments [NAME ...]``: compute what is missing, all or some."""
+"""``python -m dit_edu.lab.experiments [NAME ...]``: compute what is missing, of all or some."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ def main(arguments: list[str] | None = None) -> int:
     known = experiments()
     parser = argparse.ArgumentParser(prog="python -m dit_edu.lab.experiments", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
-    names = parser.parse_args(arguments).names or list(known)
+    parser.add_argument("--fresh", action="store_true", help="compute what is there again, too")
+    options = parser.parse_args(arguments)
+    names = options.names or list(known)
     if unknown := set(names) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(known)}")
     try:
         for name in names:
-            run(known[name])
+            run(known[name], fresh=options.fresh)
     except KeyboardInterrupt:
         print("\ninterrupted; start again to go on", file=sys.stderr)
         return 130

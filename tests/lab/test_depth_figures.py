@@ -41,7 +41,7 @@ def test_the_figure_shows_the_table():
     rows = [r["metrics"]["budgets"] for r in read("depth-budget") if r["setting"] == TRAINED]
     fixed = np.mean([[at["loss"] for at in row] for row in rows], axis=0)
     np.testing.assert_allclose(losses.lines[0].y, fixed)
-    assert np.shape(table.rows) == (2, DEPTH, 10, 5, 2)
+    assert np.shape(table.rows) == (2, DEPTH, 10, 6, 2)
 
 
 def test_budgets_cost_what_separate_models_cost():

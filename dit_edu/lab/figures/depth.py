@@ -44,6 +44,7 @@ def depth_by_budget() -> Figure:
     table = [
         [
             [
+                ["decided by", "the image" if w else "the budget"],
                 ["blocks, on average", f"{runs[w, k].sum(-1).mean():.1f} of {DEPTH}"],
                 ["blocks at this t", f"{runs[w, k, s].sum():.1f}"],
                 ["MACs of a pass", f"{at['macs'] / full:.0%}"],
@@ -56,7 +57,7 @@ def depth_by_budget() -> Figure:
         for k, at in enumerate(way)
     ]
     depths = range(1, DEPTH + 1)
-    shape = (len(WAYS), DEPTH, len(steps), 5, 2)
+    shape = (len(WAYS), DEPTH, len(steps), 6, 2)
     return Figure(
         name="depth-by-budget",
         title="As deep as the budget allows",

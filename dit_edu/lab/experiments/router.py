@@ -171,7 +171,7 @@ EXPERIMENTS = (
             "silent": _routed({"heard": False}),
             "mixture": _routed(mixed=True),
         },
-        seeds=range(2),
+        seeds=range(3),
         compute=race_cell,
     ),
 )

@@ -349,7 +349,7 @@ EXPERIMENTS = (
             )
             for batch in (1, 16, 64 if tokens == 16 else 32)
         },
-        seeds=(0,),
+        seeds=range(3),
         compute=cost_cell,
     ),
 )

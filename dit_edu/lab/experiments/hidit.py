@@ -247,7 +247,7 @@ EXPERIMENTS = (
             for name, race in (RACED_BEFORE | RACE | WIDER).items()
             for batch, turns in ((1, 20), (16, 6), (64, 3))
         },
-        seeds=range(1),
+        seeds=range(3),
         compute=cost_cell,
     ),
     Experiment(

@@ -6,12 +6,13 @@ tables and figures read that record alone, so no model keeps what it chose, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 COLUMNS = ("call", "module", "t", "sample", "unit", "choice", "macs")
@@ -153,6 +154,22 @@ def balance_loss(chosen: Tensor, probabilities: Tensor) -> Tensor:
     share = share / share.sum()  # f_e
     mean = probabilities.reshape(-1, units).mean(0)  # (E,), P_e
     return units * (share * mean).sum()
+
+
+def balanced_losses(weight: float) -> Callable[..., dict[str, Tensor]]:
+    """A loss for the training loop: the process's own, and ``weight`` times the balance loss.
+
+    Returns:
+        A function of (model, process, x0, t, y, noise), see :data:`dit_edu.lab.train.LossFn`.
+    """
+
+    def loss_fn(model, process, x0, t, y, noise):
+        with record_routing(model) as trace:
+            losses = process.losses(model, x0, t, y, noise=noise)  # (B,) each
+        uneven = torch.stack([balance_loss(d.chosen, d.soft) for d in trace.decisions]).mean()
+        return {**losses, "loss": losses["loss"] + weight * uneven}
+
+    return loss_fn
 
 
 def budget_loss(macs: Tensor, full: float, target: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dit_edu.dispatch import Items, assign, gumbel_like, run_on, straight_through, top_k
 from dit_edu.dit import DiT
-from dit_edu.routing import balance_loss, record_routing, report
+from dit_edu.routing import report
 from dit_edu.scaling import Architecture
 
 
@@ -100,19 +100,3 @@ def _run_layer(block: nn.Module, items: Items, gate: Tensor, x: Tensor, told: Te
         return torch.lerp(x, block(x, told), gate)  # x + g · (Block(x) - x)
 
     return run_on(items, step, x, told, gate.to(x)[:, None, None])  # (B,) -> (B, 1, 1)
-
-
-def balanced_losses(weight: float) -> Callable[..., dict[str, Tensor]]:
-    """A loss for the training loop: the process's own, and ``weight`` times the balance loss.
-
-    Returns:
-        A function of (model, process, x0, t, y, noise), see :data:`dit_edu.lab.train.LossFn`.
-    """
-
-    def loss_fn(model, process, x0, t, y, noise):
-        with record_routing(model) as trace:
-            losses = process.losses(model, x0, t, y, noise=noise)  # (B,) each
-        uneven = torch.stack([balance_loss(d.chosen, d.soft) for d in trace.decisions]).mean()
-        return {**losses, "loss": losses["loss"] + weight * uneven}
-
-    return loss_fn

@@ -11,9 +11,9 @@ import torch
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dispatch import run_masked
 from dit_edu.dit import DiT
-from dit_edu.hidit.dynamic import DynamicDiT, balanced_losses
+from dit_edu.hidit.dynamic import DynamicDiT
 from dit_edu.lab.profile import count
-from dit_edu.routing import record_routing
+from dit_edu.routing import balanced_losses, record_routing
 
 SIZES = dict(
     input_size=8, patch_size=2, in_channels=1, hidden_size=32, depth=5, num_heads=4, num_classes=10,

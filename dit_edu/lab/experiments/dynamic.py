@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_edu.dispatch import run_masked, top_k
-from dit_edu.hidit.dynamic import DynamicDiT, balanced_losses
+from dit_edu.hidit.dynamic import DynamicDiT
 from dit_edu.lab.draw import Sampling
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
@@ -20,7 +20,7 @@ from dit_edu.lab.experiments.training import quality
 from dit_edu.lab.profile import count
 from dit_edu.lab.recipes import RECIPES, Recipe
 from dit_edu.lab.train import train
-from dit_edu.routing import record_routing
+from dit_edu.routing import balanced_losses, record_routing
 
 MODEL: dict[str, Any] = {**RECIPES["digits-dit"].model, "depth": 6, "dropout": 0.0}
 KEEP, WEIGHT = 4, 0.01  # k of the 6 layers, and the weight of the balance loss

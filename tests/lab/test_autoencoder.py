@@ -195,6 +195,7 @@ def test_shapes_dit_is_as_good_as_the_book_says():
     assert (dataset("shapes").judge(images) == asked).double().mean() > 0.85
 
 
-def test_the_new_models_are_small():
-    sizes = [path.stat().st_size for path in zoo.ZOO.glob("shapes-*.safetensors")]
-    assert len(sizes) == 3 and sum(sizes) < 3_000_000
+def test_what_is_shipped_is_small():
+    sizes = {path.stem: path.stat().st_size for path in zoo.ZOO.glob("*.safetensors")}
+    assert {"shapes-dit", "shapes-vae", "shapes-features"} <= sizes.keys()
+    assert max(sizes.values()) < 1_500_000 and sum(sizes.values()) < 8_000_000

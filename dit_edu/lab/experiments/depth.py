@@ -20,7 +20,7 @@ from dit_edu.lab.depth import LeftOut, replaced
 from dit_edu.lab.draw import Sampling, draw
 from dit_edu.lab.encoding import plain, to_uint8
 from dit_edu.lab.experiments import Experiment
-from dit_edu.lab.experiments.dynamic import MODEL
+from dit_edu.lab.experiments.dynamic import MODEL, RECIPE
 from dit_edu.lab.experiments.training import heldout_batch, heldout_loss
 from dit_edu.lab.profile import count
 from dit_edu.lab.recipes import Recipe
@@ -41,10 +41,7 @@ def recipe_of(setting: Mapping[str, Any]) -> Recipe:
         name="depth",
         kind=setting["kind"],
         model={**MODEL, **setting["model"]},
-        steps=400,
-        batch_size=64,
-        lr=8e-3,
-        warmup=50,
+        **(RECIPE | {"steps": 400}),
     )
 
 

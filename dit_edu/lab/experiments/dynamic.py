@@ -23,6 +23,7 @@ from dit_edu.lab.train import train
 from dit_edu.routing import balanced_losses, record_routing
 
 MODEL: dict[str, Any] = {**RECIPES["digits-dit"].model, "depth": 6, "dropout": 0.0}
+RECIPE: dict[str, Any] = {"steps": 800, "batch_size": 64, "lr": 8e-3, "warmup": 50}
 KEEP, WEIGHT = 4, 0.01  # k of the 6 layers, and the weight of the balance loss
 SHOWN = range(25, 1000, 50)  # the steps at which choices are kept
 
@@ -55,10 +56,7 @@ def recipe_of(setting: Mapping[str, Any]) -> Variant:
         name="layers",
         kind=setting["kind"],
         model={**MODEL, **setting["model"]},
-        steps=800,
-        batch_size=64,
-        lr=8e-3,
-        warmup=50,
+        **RECIPE,
         **fields,
     )
 

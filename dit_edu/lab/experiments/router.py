@@ -16,7 +16,7 @@ from dit_edu.lab.data import digits
 from dit_edu.lab.draw import Sampling
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
-from dit_edu.lab.experiments.dynamic import MODEL
+from dit_edu.lab.experiments.dynamic import MODEL, RECIPE
 from dit_edu.lab.experiments.training import heldout_loss, quality
 from dit_edu.lab.profile import count
 from dit_edu.lab.recipes import Recipe
@@ -65,10 +65,7 @@ def recipe_of(setting: Mapping[str, Any]) -> Variant:
         name="switches",
         kind=setting["kind"],
         model={**MODEL, **setting["model"]},
-        steps=800,
-        batch_size=64,
-        lr=8e-3,
-        warmup=50,
+        **RECIPE,
         mixed=setting.get("mixed", False),
     )
 

@@ -211,19 +211,20 @@ class DiT(nn.Module):
         x = self.x_embedder(x)  # (B, C, H, W) -> (B, N, D)
         if self.pos_embed is not None:
             x = x + self.pos_embed  # (1, N, D) to every image
-        t, y, n = self.t_embedder(t), self.y_embedder(y), x.shape[1]  # (B, D), (B, D), N
-        x, told = self.kind.enter(x, t, y)  # (B, N or more, D), and the condition in its form
+        emb, y, n = self.t_embedder(t), self.y_embedder(y), x.shape[1]  # 2 x (B, D), N
+        x, told = self.kind.enter(x, emb, y)  # (B, N or more, D), and the condition in its form
         told = self.share(told)
-        for layer in self.layers(t):
+        for layer in self.layers(t, emb):
             x = layer(x, told)  # (B, N or more, D)
-        x = self.final_layer(x[:, :n], t + y)  # (B, N, p*p*out)
+        x = self.final_layer(x[:, :n], emb + y)  # (B, N, p*p*out)
         return unpatchify(x, self.patch_size, self.x_embedder.grid)  # (B, out, H, W)
 
-    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """What maps tokens and condition to tokens, in order: here the blocks, at every step.
 
         Args:
-            t: embeddings of the steps, (B, D).
+            t: steps, (B,).
+            emb: their embeddings, (B, D).
         """
         return list(self.blocks)
 

@@ -138,11 +138,12 @@ class DepthDiT(DiT):
         least, most = spent[self.floor - 1], spent[-1]
         return sum(s - least <= budget * (most - least) for s in spent)
 
-    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The blocks that run, in the order of the depth.
 
         Args:
-            t: embeddings of the steps, (B, D).
+            t: steps, (B,).
+            emb: their embeddings, (B, D).
         """
         depth = len(self.blocks)
         if self.training and self.drawn == "image":

@@ -55,14 +55,15 @@ class ExitDiT(DepthDiT):
         dim, out = self.final_layer.linear.in_features, self.final_layer.linear.out_features
         return dim * out * math.prod(self.x_embedder.grid) + 2 * dim * dim  # D p²C N + 2 D²
 
-    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The blocks, each for the images that are still there.
 
         Args:
-            t: embeddings of the steps, (B, D).
+            t: steps, (B,).
+            emb: their embeddings, (B, D).
         """
         if self.training or self.threshold is None or self.depth_budget is not None:
-            return super().layers(t)
+            return super().layers(t, emb)
         walk = _Walk(self, len(t), t.device)
         return [partial(walk.go, i, block) for i, block in enumerate(self.blocks)]
 

@@ -148,15 +148,16 @@ class ExpertDiT(DiT):
         for block in self.blocks:
             block.mlp = Experts.from_mlp(block.mlp, experts, keep, shared, noise)
 
-    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The blocks, whose routers are asked by the step, the condition, or the tokens.
 
         Args:
-            t: embeddings of the steps, (B, D).
+            t: steps, (B,).
+            emb: their embeddings, (B, D).
         """
 
         def run(block: AdaLNZeroBlock, x: Tensor, c: Tensor) -> Tensor:
-            asks = {"step": t, "image": c, "token": None}[self.asks]
+            asks = {"step": emb, "image": c, "token": None}[self.asks]
             x = x + branch(block, False, x, c)  # attention
             return x + branch(block, True, x, c, asks=asks)
 

@@ -99,11 +99,12 @@ class SwitchedDiT(DiT):
         else:
             self.choice = TopK(keep, noise, heard)
 
-    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """A layer that only decides, since it is the first to be told c; then the blocks.
 
         Args:
-            t: embeddings of the steps, (B, D).
+            t: steps, (B,).
+            emb: their embeddings, (B, D).
         """
         plan: list[tuple[Tensor, Items]] = []  # of each branch, once it is decided
 

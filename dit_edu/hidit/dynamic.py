@@ -67,15 +67,16 @@ class DynamicDiT(DiT):
             self.router = StepRouter(self.t_embedder.mlp[-1].out_features, len(self.blocks))
             nn.init.zeros_(self.router.linear.bias)
 
-    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The blocks, each for the images that chose it.
 
         Args:
-            t: embeddings of the steps, (B, D).
+            t: steps, (B,).
+            emb: their embeddings, (B, D).
         """
         if self.router is None:
-            return super().layers(t)
-        logits = self.router(t)  # (B, L)
+            return super().layers(t, emb)
+        logits = self.router(emb)  # (B, L)
         tried = logits + self.noise * gumbel_like(logits) if self.training else logits
         chosen = top_k(tried, self.keep)  # (B, L)
         soft = logits.softmax(-1)  # (B, L)

@@ -195,9 +195,9 @@ class MultiscaleDiT(DiT):
             if isinstance(module, tuple(SKIPS.values())):
                 module.zero_init()
 
-    def layers(self, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The blocks, with a merge before the coarse ones, and a split and a join behind them."""
-        layers, grid = super().layers(t), self.x_embedder.grid
+        layers, grid = super().layers(t, emb), self.x_embedder.grid
         aside: list[Tensor] = []  # the fine tokens
 
         def merge(x: Tensor, _: Tensor) -> Tensor:

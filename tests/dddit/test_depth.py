@@ -180,7 +180,7 @@ def test_gathered_equals_the_dense_mask():
     out, decision = recorded(net, x, t, y)
     assert len(decision.chosen.unique(dim=0)) > 1
     dense = copy.deepcopy(net)
-    dense.layers = lambda _: [
+    dense.layers = lambda *_: [
         partial(run_masked, decision.chosen[:, e], block) for e, block in enumerate(net.blocks)
     ]
     same(out, dense(x, t, y))
@@ -205,7 +205,7 @@ def test_the_routed_path_equals_the_dense_mask():
     out, decision = recorded(net, x, t, y)
     assert len(decision.chosen.unique(dim=0)) > 1
     dense = copy.deepcopy(net)
-    dense.layers = lambda _: [
+    dense.layers = lambda *_: [
         partial(run_masked, decision.chosen[:, e], block) for e, block in enumerate(net.blocks)
     ]
     same(out, dense(x, t, y))

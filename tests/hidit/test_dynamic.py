@@ -45,7 +45,7 @@ def choices(net, x, t, y) -> torch.Tensor:
 def dense(net: DynamicDiT, x, t, y) -> torch.Tensor:
     """What it should say, by running everything and masking."""
     chosen, other = choices(net, x, t, y), copy.deepcopy(net)
-    other.layers = lambda _: [
+    other.layers = lambda *_: [
         partial(run_masked, chosen[:, e], block) for e, block in enumerate(net.blocks)
     ]
     return other(x, t, y)

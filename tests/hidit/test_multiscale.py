@@ -46,7 +46,7 @@ def randomise(net: torch.nn.Module) -> torch.nn.Module:
 
 def through(net: MultiscaleDiT, tokens: Tensor, c: Tensor) -> Tensor:
     """Tokens through all layers under a condition."""
-    for layer in net.layers(c):
+    for layer in net.layers(torch.zeros(len(c)), c):
         tokens = layer(tokens, c)
     return tokens
 

@@ -90,9 +90,9 @@ def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------- time
 
 
-def masked(model: DynamicDiT, t: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+def masked(model: DynamicDiT, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
     """``layers`` as often published: every block runs, and a mask takes its part away."""
-    chosen = top_k(model.router(t), model.keep)  # (B, L)
+    chosen = top_k(model.router(emb), model.keep)  # (B, L)
     return [partial(run_masked, chosen[:, i], block) for i, block in enumerate(model.blocks)]
 
 

@@ -22,7 +22,14 @@ from dit_edu.dit import DiT
 from dit_edu.routing import report
 
 
-def branch(block: AdaLNZeroBlock, mlp: bool, x: Tensor, c: Tensor, **asks: Any) -> Tensor:
+def branch(
+    block: AdaLNZeroBlock,
+    mlp: bool,
+    x: Tensor,
+    c: Tensor,
+    run: Callable[[Tensor], Tensor] | None = None,
+    **asks: Any,
+) -> Tensor:
     """What attention, or the MLP, of a block adds to its tokens.
 
     Of the layer that makes six vectors of the condition only the branch's half is used, so a branch
@@ -33,6 +40,7 @@ def branch(block: AdaLNZeroBlock, mlp: bool, x: Tensor, c: Tensor, **asks: Any) 
         mlp: the MLP, or else attention.
         x: tokens, (B, N, D).
         c: conditions, (B, D).
+        run: maps tokens to tokens in place of the block's attention or MLP: a part of it, say.
         **asks: what else the MLP is given, if it is more than one (see
             :class:`~dit_edu.dddit.experts.Experts`).
 
@@ -44,10 +52,11 @@ def branch(block: AdaLNZeroBlock, mlp: bool, x: Tensor, c: Tensor, **asks: Any) 
     mine = slice(half, None) if mlp else slice(half)
     three = F.linear(silu(c), six.weight[mine], six.bias[mine])  # (B, D) -> (B, 3D)
     shift, scale, gate = three.chunk(3, dim=1)  # 3 x (B, D)
-    if mlp:
-        h = block.mlp(modulate(block.norm2(x), shift, scale), **asks)  # (B, N, D)
+    told = modulate((block.norm2 if mlp else block.norm1)(x), shift, scale)  # (B, N, D)
+    if run is not None:
+        h = run(told)  # (B, N, D)
     else:
-        h = block.attn(modulate(block.norm1(x), shift, scale), cond=c)  # (B, N, D)
+        h = block.mlp(told, **asks) if mlp else block.attn(told, cond=c)  # (B, N, D)
     return gate.unsqueeze(1) * h
 
 

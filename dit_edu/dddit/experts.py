@@ -159,7 +159,7 @@ class ExpertDiT(DiT):
         def run(block: AdaLNZeroBlock, x: Tensor, c: Tensor) -> Tensor:
             asks = {"step": emb, "image": c, "token": None}[self.asks]
             x = x + branch(block, False, x, c)  # attention
-            return x + branch(block, True, x, c, asks=asks)
+            return x + branch(block, True, x, c, partial(block.mlp, asks=asks))
 
         return [partial(run, block) for block in self.blocks]
 

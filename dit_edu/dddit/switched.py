@@ -28,7 +28,6 @@ def branch(
     x: Tensor,
     c: Tensor,
     run: Callable[[Tensor], Tensor] | None = None,
-    **asks: Any,
 ) -> Tensor:
     """What attention, or the MLP, of a block adds to its tokens.
 
@@ -41,8 +40,6 @@ def branch(
         x: tokens, (B, N, D).
         c: conditions, (B, D).
         run: maps tokens to tokens in place of the block's attention or MLP: a part of it, say.
-        **asks: what else the MLP is given, if it is more than one (see
-            :class:`~dit_edu.dddit.experts.Experts`).
 
     Returns:
         (B, N, D); the block is x + branch(attention), and then that + branch(MLP).
@@ -56,7 +53,7 @@ def branch(
     if run is not None:
         h = run(told)  # (B, N, D)
     else:
-        h = block.mlp(told, **asks) if mlp else block.attn(told, cond=c)  # (B, N, D)
+        h = block.mlp(told) if mlp else block.attn(told, cond=c)  # (B, N, D)
     return gate.unsqueeze(1) * h
 
 

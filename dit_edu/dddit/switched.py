@@ -50,11 +50,9 @@ def branch(
     three = F.linear(silu(c), six.weight[mine], six.bias[mine])  # (B, D) -> (B, 3D)
     shift, scale, gate = three.chunk(3, dim=1)  # 3 x (B, D)
     told = modulate((block.norm2 if mlp else block.norm1)(x), shift, scale)  # (B, N, D)
-    if run is not None:
-        h = run(told)  # (B, N, D)
-    else:
-        h = block.mlp(told) if mlp else block.attn(told, cond=c)  # (B, N, D)
-    return gate.unsqueeze(1) * h
+    if run is None:
+        run = block.mlp if mlp else partial(block.attn, cond=c)
+    return gate.unsqueeze(1) * run(told)  # (B, N, D)
 
 
 class SwitchedDiT(DiT):

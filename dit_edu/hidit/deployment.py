@@ -13,14 +13,13 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_edu._checks import check_choice, check_positive_int
-from dit_edu.dispatch import assign, run_on
 from dit_edu.interpolant import Interpolant
 
 #: ``weights``: stored in 8 bits, computed in float. ``dynamic``: computed in integers, with a scale
@@ -132,43 +131,6 @@ def noisy_batches(
         noise = torch.randn(x0.shape, generator=generator)
         batches.append((process.q_sample(x0, t, noise), t, y))
     return batches
-
-
-class ByNoise(nn.Module):
-    """A denoiser for each range of t, as one denoiser; every image is computed once.
-
-    Args:
-        models: for equal ranges of t, low noise first.
-        num_timesteps: T.
-
-    Raises:
-        ValueError: there are no models.
-    """
-
-    def __init__(self, models: Sequence[nn.Module], num_timesteps: int) -> None:
-        super().__init__()
-        if not models:
-            raise ValueError("models is empty; allowed: one or more.")
-        self.models = nn.ModuleList(models)
-        self.num_timesteps = num_timesteps
-        first = models[0]
-        self.in_channels, self.input_size = first.in_channels, first.input_size
-        self.num_classes = first.num_classes
-        self.class_dropout_prob = first.class_dropout_prob
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """As the models: ``x`` (B, C, H, W), ``t`` (B,), ``y`` (B,) → (B, out, H, W)."""
-        bins = len(self.models)
-        which = (t * bins / self.num_timesteps).long().clamp(max=bins - 1)  # (B,)
-        chosen = which[:, None] == torch.arange(bins, device=t.device)  # (B, bins)
-        out = x
-        for model, items in zip(self.models, assign(chosen), strict=True):
-            out = run_on(items, lambda _, x, t, y, f=model: f(x, t, y), out, x, t, y)
-        return out
-
-    def null_condition(self, y: Tensor) -> Tensor:
-        """As the models'."""
-        return self.models[0].null_condition(y)
 
 
 def stored_bytes(model: nn.Module) -> int:

@@ -13,7 +13,6 @@ from torch import nn
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
 from dit_edu.hidit.deployment import (
-    ByNoise,
     input_ranges,
     noisy_batches,
     quantized,
@@ -116,20 +115,6 @@ def test_batches_cover_the_noise_levels():
     assert parts[-1][0].std() > 0.8  # nearly noise
 
 
-def test_by_noise_asks_the_model_of_the_bin():
-    nets = [model(), model(hidden_size=64), model(depth=1)]
-    together = ByNoise(nets, 1000)
-    x, t = torch.randn(6, 1, 8, 8), torch.tensor([0, 333, 334, 666, 667, 999])
-    y = torch.arange(6)
-    want = torch.cat([
-        nets[b](x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i, b in enumerate([0, 0, 1, 1, 2, 2])
-    ])  # fmt: skip
-    torch.testing.assert_close(together(x, t, y), want, rtol=1e-4, atol=1e-5)
-    flow_time = together(x, torch.full((6,), 999.0), y)  # a flow's time is a float
-    torch.testing.assert_close(flow_time, nets[2](x, torch.full((6,), 999.0), y))
-    assert together.null_condition(y).tolist() == [10] * 6
-
-
 def test_graphs_say_what_the_model_says(tmp_path):
     net = model(HiDiT, patch_size=1)
     x, t, y = batches(1)[0]
@@ -173,7 +158,6 @@ def test_integers_are_rounded_to_a_half_step():
         (lambda: quantized(model(), "static", {}), "no entry for"),
         (lambda: input_ranges(model(), []), "batches holds nothing"),
         (lambda: batches(0), "bins=0"),
-        (lambda: ByNoise([], 1000), "models is empty"),
         (lambda: to_program(model(), tuple(part[:1] for part in batches()[0])), "batch of 1"),
     ],
 )

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_edu.bands import ByNoise, even_edges
 from dit_edu.dit import DiT
 from dit_edu.hidit.deployment import (
     Batch,
-    ByNoise,
     input_ranges,
     noisy_batches,
     quantized,
@@ -64,7 +64,7 @@ WAYS: Mapping[str, Callable[[nn.Module, list[Batch]], nn.Module]] = {
     "static, clean only": lambda model, batches: _static(model, batches[:1]),
     "static, noise only": lambda model, batches: _static(model, batches[-1:]),
     "static, by level": lambda model, batches: ByNoise(
-        [_static(model, [batch]) for batch in batches], 1000
+        [_static(model, [batch]) for batch in batches], even_edges(len(batches))
     ),
 }
 

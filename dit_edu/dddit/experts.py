@@ -1,7 +1,8 @@
 """Experts: several MLPs in place of one, of which a few run, and one that always does.
 
 Who asks the router decides how work is shared: the step (then a batch that shares its step shares
-its path), the condition of an image, or each token. Only chosen experts run, in every case::
+its path), the condition of an image, or each token. Only chosen experts run, in every case, and
+however many ask for one of them, nobody is sent away::
 
     y = shared(x) + 1/k Σ_e g_e expert_e(x),    g_e = 1 for the k that were chosen, 0 for the rest.
 
@@ -16,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_edu._checks import check_choice, check_positive_int
@@ -27,8 +29,28 @@ from dit_edu.dispatch import run_on
 from dit_edu.dit import DiT
 from dit_edu.routing import report
 
-#: Who asks the router.
-ASKERS = ("step", "image", "token")
+#: Who asks the router. For ``"band"`` there is none: each expert has its part of the steps.
+ASKERS = ("band", "step", "image", "token")
+
+
+class Bands(nn.Module):
+    """Logits that leave no choice: of T steps, each of E units has one E-th.
+
+    Args:
+        units: E.
+        steps: T.
+
+    Source: Balaji et al. 2022 (eDiff-I), where whole networks share the steps.
+    """
+
+    def __init__(self, units: int, steps: int = 1000) -> None:
+        super().__init__()
+        self.units, self.steps = check_positive_int("units", units), steps
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Steps (B,) → logits (B, E): 0 for the unit whose band it is, -∞ for the others."""
+        band = (t * self.units / self.steps).long().clamp(0, self.units - 1)  # (B,)
+        return F.one_hot(band, self.units).float().log()  # (B,) -> (B, E)
 
 
 class Experts(nn.Module):
@@ -39,25 +61,37 @@ class Experts(nn.Module):
         experts: E more, all D → D and of one width.
         keep: k, 1 to E.
         noise: of the choice, in training.
+        router: from what asks to logits; by default one that learns.
 
     Raises:
         TypeError, ValueError: ``keep`` is not from 1 to E.
     """
 
     def __init__(
-        self, shared: nn.Module, experts: list[nn.Module], keep: int, noise: float = 1.0
+        self,
+        shared: nn.Module,
+        experts: list[nn.Module],
+        keep: int,
+        noise: float = 1.0,
+        router: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if check_positive_int("keep", keep) > len(experts):
             raise ValueError(f"keep={keep} of {len(experts)} experts; allowed: 1 to E.")
         self.shared = shared
         self.experts = nn.ModuleList(experts)
-        self.router = Router(shared.fc1.in_features, len(experts))
+        self.router = router or Router(shared.fc1.in_features, len(experts))
         self.choice = TopK(keep, noise)
 
     @classmethod
     def from_mlp(
-        cls, mlp: nn.Module, experts: int, keep: int = 1, shared: float = 0.5, noise: float = 1.0
+        cls,
+        mlp: nn.Module,
+        experts: int,
+        keep: int = 1,
+        shared: float = 0.5,
+        noise: float = 1.0,
+        router: nn.Module | None = None,
     ) -> Experts:
         """Experts that say what an MLP says, whichever are chosen, until they have learned.
 
@@ -69,7 +103,7 @@ class Experts(nn.Module):
             experts: E.
             keep: k.
             shared: the share, in (0, 1).
-            noise: of the choice, in training.
+            noise, router: as for the class.
 
         Raises:
             ValueError: ``shared`` leaves no channel to one of the two.
@@ -81,7 +115,7 @@ class Experts(nn.Module):
         rest = _channels(mlp, slice(cut, None))
         nn.init.zeros_(rest.fc2.bias)  # the shared expert has it
         copies = [copy.deepcopy(rest) for _ in range(check_positive_int("experts", experts))]
-        found = cls(_channels(mlp, slice(cut)), copies, keep, noise)
+        found = cls(_channels(mlp, slice(cut)), copies, keep, noise, router)
         return found.to(mlp.fc1.weight)  # its dtype and device
 
     def forward(self, x: Tensor, asks: Tensor | None = None) -> Tensor:
@@ -89,8 +123,8 @@ class Experts(nn.Module):
 
         Args:
             x: tokens, (B, N, D).
-            asks: what the router is given, (B, D): images choose. Without it each token chooses
-                for itself.
+            asks: what the router is given, (B, D) or what suits it: images choose. Without it each
+                token chooses for itself.
 
         Returns:
             (B, N, D).
@@ -122,7 +156,8 @@ class ExpertDiT(DiT):
         experts: E, of each block.
         keep: k.
         shared: the share of the MLP's channels that always runs.
-        asks: ``"step"``, ``"image"`` (its step and label) or ``"token"``.
+        asks: ``"step"``, ``"image"`` (its step and label) or ``"token"``; or ``"band"``, where
+            nobody asks: each expert has a part of the steps.
         noise: of the choices, in training.
         **settings: as for :class:`~dit_edu.dit.DiT`, ``conditioning`` aside.
 
@@ -144,9 +179,40 @@ class ExpertDiT(DiT):
         if self.kind is not AdaLNZeroBlock:
             kind = settings["conditioning"]
             raise ValueError(f"conditioning={kind!r} of an ExpertDiT; allowed: 'adaln-zero'.")
-        self.asks = check_choice("asks", asks, ASKERS)
+        if check_choice("asks", asks, ASKERS) == "band" and keep != 1:
+            raise ValueError(f"keep={keep} with asks='band'; allowed: 1.")
+        self.asks = asks
+        router = Bands(experts) if asks == "band" else None
+        self.split = partial(
+            Experts.from_mlp,
+            experts=experts,
+            keep=keep,
+            shared=shared,
+            noise=noise,
+            router=router,
+        )
         for block in self.blocks:
-            block.mlp = Experts.from_mlp(block.mlp, experts, keep, shared, noise)
+            block.mlp = self.split(block.mlp)
+
+    def upcycle(self, dense: DiT) -> ExpertDiT:
+        """Take the weights of a trained model without experts, and begin as that model.
+
+        Args:
+            dense: of the same sizes; it stays as it is.
+
+        Returns:
+            This model: every expert is a copy of its part of an MLP, and the routers are fresh.
+
+        Raises:
+            RuntimeError: a size differs.
+
+        Source: Komatsuzaki et al. 2023.
+        """
+        dense = copy.deepcopy(dense)
+        for block in dense.blocks:
+            block.mlp = self.split(block.mlp)
+        self.load_state_dict(dense.state_dict())
+        return self
 
     def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """The blocks, whose routers are asked by the step, the condition, or the tokens.
@@ -157,7 +223,7 @@ class ExpertDiT(DiT):
         """
 
         def run(block: AdaLNZeroBlock, x: Tensor, c: Tensor) -> Tensor:
-            asks = {"step": emb, "image": c, "token": None}[self.asks]
+            asks = {"band": t, "step": emb, "image": c, "token": None}[self.asks]
             x = x + branch(block, False, x, c)  # attention
             return x + branch(block, True, x, c, partial(block.mlp, asks=asks))
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_edu._checks import check_choice, check_positive_int
+from dit_edu.bands import even_edges
 from dit_edu.branches import Mlp
 from dit_edu.conditioning import AdaLNZeroBlock
 from dit_edu.dddit.router import Router, TopK
@@ -34,23 +35,23 @@ ASKERS = ("band", "step", "image", "token")
 
 
 class Bands(nn.Module):
-    """Logits that leave no choice: of T steps, each of E units has one E-th.
+    """Logits that leave no choice: each of E units has one E-th of the steps.
 
     Args:
         units: E.
-        steps: T.
 
     Source: Balaji et al. 2022 (eDiff-I), where whole networks share the steps.
     """
 
-    def __init__(self, units: int, steps: int = 1000) -> None:
+    def __init__(self, units: int) -> None:
         super().__init__()
-        self.units, self.steps = check_positive_int("units", units), steps
+        self.edges = even_edges(units)
 
     def forward(self, t: Tensor) -> Tensor:
         """Steps (B,) → logits (B, E): 0 for the unit whose band it is, -∞ for the others."""
-        band = (t * self.units / self.steps).long().clamp(0, self.units - 1)  # (B,)
-        return F.one_hot(band, self.units).float().log()  # (B,) -> (B, E)
+        edges = torch.tensor(self.edges, device=t.device)
+        band = torch.bucketize(t.float(), edges, right=True)  # (B,)
+        return F.one_hot(band, len(edges) + 1).float().log()  # (B,) -> (B, E)
 
 
 class Experts(nn.Module):
@@ -59,12 +60,12 @@ class Experts(nn.Module):
     Args:
         shared: the :class:`~dit_edu.branches.Mlp` that always runs.
         experts: E more, all D → D and of one width.
-        keep: k, 1 to E.
+        keep: k, 1 to E; with bands 1.
+        asks: one of ``ASKERS``.
         noise: of the choice, in training.
-        router: from what asks to logits; by default one that learns.
 
     Raises:
-        TypeError, ValueError: ``keep`` is not from 1 to E.
+        TypeError, ValueError: ``keep`` does not fit, or ``asks`` is unknown.
     """
 
     def __init__(
@@ -72,16 +73,22 @@ class Experts(nn.Module):
         shared: nn.Module,
         experts: list[nn.Module],
         keep: int,
+        asks: str,
         noise: float = 1.0,
-        router: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if check_positive_int("keep", keep) > len(experts):
-            raise ValueError(f"keep={keep} of {len(experts)} experts; allowed: 1 to E.")
-        self.shared = shared
+        most = 1 if check_choice("asks", asks, ASKERS) == "band" else len(experts)
+        if check_positive_int("keep", keep) > most:
+            raise ValueError(
+                f"keep={keep} of {len(experts)} experts with asks={asks!r}; allowed: 1 to {most}."
+            )
+        self.shared, self.asks = shared, asks
         self.experts = nn.ModuleList(experts)
-        self.router = router or Router(shared.fc1.in_features, len(experts))
         self.choice = TopK(keep, noise)
+        self.router: nn.Module = Bands(len(experts))
+        if asks != "band":  # tokens ask so often that their router has to be small
+            dim = shared.fc1.in_features
+            self.router = Router(dim, len(experts), hidden=asks != "token")
 
     @classmethod
     def from_mlp(
@@ -90,8 +97,8 @@ class Experts(nn.Module):
         experts: int,
         keep: int = 1,
         shared: float = 0.5,
+        asks: str = "image",
         noise: float = 1.0,
-        router: nn.Module | None = None,
     ) -> Experts:
         """Experts that say what an MLP says, whichever are chosen, until they have learned.
 
@@ -103,7 +110,7 @@ class Experts(nn.Module):
             experts: E.
             keep: k.
             shared: the share, in (0, 1).
-            noise, router: as for the class.
+            asks, noise: as for the class.
 
         Raises:
             ValueError: ``shared`` leaves no channel to one of the two.
@@ -115,23 +122,22 @@ class Experts(nn.Module):
         rest = _channels(mlp, slice(cut, None))
         nn.init.zeros_(rest.fc2.bias)  # the shared expert has it
         copies = [copy.deepcopy(rest) for _ in range(check_positive_int("experts", experts))]
-        found = cls(_channels(mlp, slice(cut)), copies, keep, noise, router)
+        found = cls(_channels(mlp, slice(cut)), copies, keep, asks, noise)
         return found.to(mlp.fc1.weight)  # its dtype and device
 
-    def forward(self, x: Tensor, asks: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
         """Work on tokens.
 
         Args:
             x: tokens, (B, N, D).
-            asks: what the router is given, (B, D) or what suits it: images choose. Without it each
-                token chooses for itself.
+            told: what the router is asked with, where tokens do not ask: (B, D), or steps (B,).
 
         Returns:
             (B, N, D).
         """
-        by_token = asks is None
-        flat, asks = (x.flatten(0, 1), x.flatten(0, 1)) if by_token else (x, asks)
-        choice = self.choice(self.router(asks))  # (items, E)
+        by_token = self.asks == "token"
+        flat = x.flatten(0, 1) if by_token else x  # (B, N, D) -> (B·N, D): tokens are the items
+        choice = self.choice(self.router(flat if by_token else told))  # (items, E)
         shape = x.shape[:2] if by_token else x.shape[:1]
         macs = 2 * self.experts[0].fc1.weight.numel() * (1 if by_token else x.shape[1])
         report(
@@ -156,8 +162,7 @@ class ExpertDiT(DiT):
         experts: E, of each block.
         keep: k.
         shared: the share of the MLP's channels that always runs.
-        asks: ``"step"``, ``"image"`` (its step and label) or ``"token"``; or ``"band"``, where
-            nobody asks: each expert has a part of the steps.
+        asks: ``"step"``, ``"image"`` (its step and label) or ``"token"``; or ``"band"``.
         noise: of the choices, in training.
         **settings: as for :class:`~dit_edu.dit.DiT`, ``conditioning`` aside.
 
@@ -179,17 +184,9 @@ class ExpertDiT(DiT):
         if self.kind is not AdaLNZeroBlock:
             kind = settings["conditioning"]
             raise ValueError(f"conditioning={kind!r} of an ExpertDiT; allowed: 'adaln-zero'.")
-        if check_choice("asks", asks, ASKERS) == "band" and keep != 1:
-            raise ValueError(f"keep={keep} with asks='band'; allowed: 1.")
         self.asks = asks
-        router = Bands(experts) if asks == "band" else None
         self.split = partial(
-            Experts.from_mlp,
-            experts=experts,
-            keep=keep,
-            shared=shared,
-            noise=noise,
-            router=router,
+            Experts.from_mlp, experts=experts, keep=keep, shared=shared, asks=asks, noise=noise
         )
         for block in self.blocks:
             block.mlp = self.split(block.mlp)
@@ -223,9 +220,9 @@ class ExpertDiT(DiT):
         """
 
         def run(block: AdaLNZeroBlock, x: Tensor, c: Tensor) -> Tensor:
-            asks = {"band": t, "step": emb, "image": c, "token": None}[self.asks]
+            told = {"band": t, "step": emb, "image": c, "token": None}[self.asks]
             x = x + branch(block, False, x, c)  # attention
-            return x + branch(block, True, x, c, partial(block.mlp, asks=asks))
+            return x + branch(block, True, x, c, partial(block.mlp, told=told))
 
         return [partial(run, block) for block in self.blocks]
 

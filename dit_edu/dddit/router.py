@@ -24,7 +24,7 @@ from dit_edu.routing import budget_loss, record_routing
 
 
 class Router(nn.Module):
-    """Logits of E units from a condition: a linear map, SiLU, a linear map.
+    """Logits of E units from a condition: a linear map, SiLU, a linear map; or a linear map alone.
 
     The last map starts at zero, so that at first all conditions are told the same: ``bias``.
 
@@ -34,22 +34,22 @@ class Router(nn.Module):
         bias: what all logits start with. Well above 0, all switches start on.
         pace: what the last map's answer is multiplied by. An optimizer that scales its steps, as
             Adam does, moves the logits by about as much more in each update.
+        hidden: with the layer in between. It costs D² multiply-adds each time that it is asked.
 
     Raises:
         TypeError, ValueError: ``dim`` or ``units`` is no positive integer, or ``pace`` is not
             positive.
     """
 
-    def __init__(self, dim: int, units: int, bias: float = 0.0, pace: float = 0.1) -> None:
+    def __init__(
+        self, dim: int, units: int, bias: float = 0.0, pace: float = 0.1, hidden: bool = True
+    ) -> None:
         super().__init__()
         if not pace > 0:
             raise ValueError(f"pace={pace}; allowed: above 0.")
         self.pace = pace
-        self.mlp = nn.Sequential(
-            nn.Linear(check_positive_int("dim", dim), dim),
-            nn.SiLU(),
-            nn.Linear(dim, check_positive_int("units", units)),
-        )
+        first = [nn.Linear(check_positive_int("dim", dim), dim), nn.SiLU()] if hidden else []
+        self.mlp = nn.Sequential(*first, nn.Linear(dim, check_positive_int("units", units)))
         nn.init.zeros_(self.mlp[-1].weight)
         nn.init.constant_(self.mlp[-1].bias, bias / pace)
 

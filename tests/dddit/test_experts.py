@@ -23,9 +23,9 @@ def mlp(dtype=torch.float64) -> Mlp:
     return Mlp(8, 24).to(dtype)
 
 
-def learned(keep: int = 1, dtype=torch.float64) -> Experts:
+def learned(keep: int = 1, asks: str = "image") -> Experts:
     """Experts that differ, and a router with opinions."""
-    found = Experts.from_mlp(mlp(dtype), experts=4, keep=keep).eval()
+    found = Experts.from_mlp(mlp(), experts=4, keep=keep, asks=asks).eval()
     for parameter in found.parameters():
         parameter.data = parameter.data + 0.5 * torch.randn_like(parameter)
     found.router.mlp[-1].weight.data *= 20
@@ -64,11 +64,11 @@ def dense(experts: Experts, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tens
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_they_begin_as_the_mlp(keep):
-    plain, x = mlp(), torch.randn(3, 5, 8).double()
-    found = Experts.from_mlp(plain, experts=4, keep=keep, shared=0.25)
-    for asks in (None, torch.randn(3, 8).double()):
-        torch.testing.assert_close(found.train()(x, asks), plain(x), rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("asks", ASKERS[1:])
+def test_they_begin_as_the_mlp(keep, asks):
+    plain, x, told = mlp(), torch.randn(3, 5, 8).double(), torch.randn(3, 8).double()
+    found = Experts.from_mlp(plain, experts=4, keep=keep, shared=0.25, asks=asks)
+    torch.testing.assert_close(found.train()(x, told), plain(x), rtol=1e-10, atol=1e-10)
     assert found.shared.fc1.out_features == 6
     assert [e.fc2.in_features for e in found.experts] == [18] * 4
 
@@ -89,15 +89,13 @@ def test_a_model_with_experts_begins_as_the_plain_one(asks):
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("by", ["batch", "image", "token"])
 def test_equals_the_dense_mask(keep, by):
-    experts, x = learned(keep), torch.randn(6, 5, 8).double()
-    asks = {
-        "batch": torch.randn(1, 8).double().expand(6, -1),
-        "image": torch.randn(6, 8).double(),
-        "token": None,
-    }[by]
+    experts = learned(keep, "token" if by == "token" else "image")
+    x, told = torch.randn(6, 5, 8).double(), torch.randn(6, 8).double()
+    if by == "batch":
+        told = told[:1].expand(6, -1)
     outer = torch.nn.Module()  # someone to record
     outer.experts = experts
-    outer.forward = lambda x, t, y: experts(x, asks)
+    outer.forward = lambda x, t, y: experts(x, told)
     with record_routing(outer) as trace:
         got = outer(x, torch.zeros(6), None)
     chosen = trace.decisions[0].chosen
@@ -131,8 +129,8 @@ def test_macs_are_those_of_the_experts_that_ran(asks, keep):
     table = trace.table()
     one = 2 * 32 * 96 * 16  # an expert on the tokens of an image: three quarters of 128 channels
     assert table["macs"].sum() == 4 * 2 * keep * one
-    asked = {"band": 0, "step": 1, "image": 1, "token": 16}[asks]
-    router = asked * (32 * 32 + 32 * 4)
+    once = 32 * 32 + 32 * 4  # tokens have a router without a hidden layer
+    router = {"band": 0, "step": once, "image": once, "token": 16 * 32 * 4}[asks]
     assert count(net, *batch, repeats=0).macs == plain + 4 * 2 * ((keep - 1) * one + router)
 
 
@@ -208,7 +206,7 @@ def test_the_router_learns_and_all_experts_can():
         (dict(shared=0.0), ValueError, "shared=0.0 of 128"),
         (dict(asks="text"), ValueError, "asks='text' is unknown"),
         (dict(conditioning="adaln"), ValueError, "conditioning='adaln'"),
-        (dict(asks="band", keep=2), ValueError, "keep=2 with asks='band'"),
+        (dict(asks="band", keep=2), ValueError, "keep=2 of 4 experts with asks='band'"),
     ],
 )
 def test_bad_input(settings, error, message):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
 from dit_edu._checks import check_choice, check_positive_int
@@ -156,6 +156,12 @@ class Architecture:
     def each_token(self) -> int:
         """MACs of a block for each token, of attention's four maps and the MLP; 12 D² for r = 4."""
         return 4 * self.hidden_size**2 + 2 * self.hidden_size * self.mlp_hidden
+
+    @property
+    def each_block(self) -> int:
+        """MACs of one block for one image: what one block more would cost."""
+        deeper = replace(self, depth=self.depth + 1)
+        return sum(deeper.macs().values()) - sum(self.macs().values())
 
     @property
     def crossover(self) -> float:

@@ -88,10 +88,9 @@ class DynamicDiT(DiT):
         ]
 
     def layer_macs(self) -> Tensor:
-        """Multiply-adds of each layer for one image, (L,): those of two less those of one."""
+        """Multiply-adds of each layer for one image, (L,)."""
         sizes = replace(self.architecture, input_size=self.input_size)
-        one, two = (sum(replace(sizes, depth=depth).macs().values()) for depth in (1, 2))
-        return torch.full((len(self.blocks),), two - one)
+        return torch.full((len(self.blocks),), sizes.each_block)
 
 
 def _run_layer(block: nn.Module, items: Items, gate: Tensor, x: Tensor, told: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
+from dit_edu.dddit.model import DDDiT
 from dit_edu.dddit.switched import SwitchedDiT
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
@@ -40,6 +41,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "SwitchedDiT": SwitchedDiT,
     "DepthDiT": DepthDiT,
     "ExitDiT": ExitDiT,
+    "DDDiT": DDDiT,
 }
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
 #: The schedules that are flows, by how they draw their times.

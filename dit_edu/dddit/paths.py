@@ -1,0 +1,127 @@
+"""Paths: which units of every block run, for each image of a batch.
+
+A path is a row of L (h + E) bits: in each block h heads and then E groups of channels. Here is how
+a table over the steps makes paths, how a batch is sorted by them, and what a path computes when it
+is written as a mask: everything, times gates of 0 and 1. That is what training does, so that what
+is off is heard, and what slices are tested against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from dit_edu.attention import Attention
+from dit_edu.branches import Mlp
+from dit_edu.dispatch import Items
+
+Table = Sequence[Sequence[float]]  # rows (t, heads, experts)
+
+
+def check_table(table: Table, heads: tuple[int, int], experts: int) -> None:
+    """Check rows (t, heads, experts): steps from 0 on, increasing, and numbers within limits.
+
+    Args:
+        table: at least one row.
+        heads: the least and the most.
+        experts: the most.
+
+    Raises:
+        ValueError: a row does not fit; the message names it.
+    """
+    starts = [row[0] for row in table]
+    if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
+        raise ValueError(f"table starts at steps {starts}; allowed: from 0 on, increasing.")
+    least, most = heads
+    for row in table:
+        if not (least <= row[1] <= most and 0 <= row[2] <= experts):
+            raise ValueError(
+                f"table has the row {tuple(row)}; allowed: {least} to {most} heads, "
+                f"0 to {experts} experts."
+            )
+
+
+def planned_paths(table: Table, t: Tensor, depth: int, heads: int, experts: int) -> Tensor:
+    """The paths of a table: in each block the first few heads and the first few experts.
+
+    Args:
+        table: rows (t, heads, experts): from step t on, so many run, on average over the blocks.
+        t: steps, (B,).
+        depth, heads, experts: L, h and E.
+
+    Returns:
+        (B, L (h + E)) bool, on the CPU.
+    """
+    starts = torch.tensor([float(row[0]) for row in table])
+    band = torch.searchsorted(starts, t.detach().float().cpu(), right=True) - 1  # (B,)
+    number = torch.tensor([[spread(mean, depth) for mean in row[1:]] for row in table])  # (R, 2, L)
+    parts = [
+        torch.arange(most) < number[:, kind, :, None]  # (R, L, most)
+        for kind, most in enumerate((heads, experts))
+    ]
+    return torch.cat(parts, -1).flatten(1)[band]  # (R, L (h + E)) -> (B, L (h + E))
+
+
+def spread(mean: float, blocks: int) -> list[int]:
+    """Whole numbers for the blocks that add up to the whole part of blocks · mean, evenly.
+
+    Example:
+        >>> spread(2.5, 4)
+        [2, 3, 2, 3]
+    """
+    sums = [math.floor(number * mean + 1e-9) for number in range(blocks + 1)]
+    return [after - before for before, after in pairwise(sums)]
+
+
+def equal_paths(chosen: Tensor) -> list[tuple[Items, Tensor]]:
+    """The different rows of choices (B, U), each (U,), and whose they are."""
+    paths, which = chosen.cpu().unique(dim=0, return_inverse=True)  # (P, U), (B,)
+    if len(paths) == 1:
+        return [(slice(None), paths[0])]
+    return [
+        ((which == number).nonzero().squeeze(1).to(chosen.device), path)
+        for number, path in enumerate(paths)
+    ]
+
+
+def gated_heads(attn: Attention, gates: Tensor, x: Tensor) -> Tensor:
+    """All heads of an attention, each times its gate; without any there is no bias either.
+
+    Args:
+        attn: a plain attention.
+        gates: (B, h).
+        x: tokens, (B, N, D).
+
+    Returns:
+        (B, N, D).
+    """
+    said = F.scaled_dot_product_attention(*attn.project(x)) * gates[..., None, None]  # (B, h, N, d)
+    y = F.linear(rearrange(said, "b h n d -> b n (h d)"), attn.proj.weight)  # (B, N, D)
+    return y + attn.proj.bias * _any(gates)
+
+
+def gated_channels(mlp: Mlp, gates: Tensor, x: Tensor) -> Tensor:
+    """All channels of an MLP, each group times its gate; without any there is no bias either.
+
+    Args:
+        mlp: whose channels.
+        gates: of G groups that follow each other, (B, G).
+        x: tokens, (B, N, D).
+
+    Returns:
+        (B, N, D).
+    """
+    wide = mlp.drop(mlp.act(mlp.fc1(x))).unflatten(-1, (gates.shape[1], -1))  # (B, N, G, w)
+    y = F.linear((wide * gates[:, None, :, None]).flatten(2), mlp.fc2.weight)  # (B, N, D)
+    return mlp.drop(y + mlp.fc2.bias * _any(gates))
+
+
+def _any(gates: Tensor) -> Tensor:
+    """(B, …) → (B, 1, 1): 1 where anything runs."""
+    return (gates > 0).any(1)[:, None, None].to(gates)

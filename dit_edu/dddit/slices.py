@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from dit_edu._checks import check_positive_int
@@ -73,19 +72,20 @@ def some_heads(attn: Attention, heads: Which, x: Tensor) -> Tensor:
     """
     if type(attn) is not Attention:
         raise TypeError(f"attn is a {type(attn).__name__}; allowed: Attention itself.")
-    h, dim = attn.num_heads, x.shape[-1]
+    h, (b, n, dim) = attn.num_heads, x.shape
     weight = attn.qkv.weight.view(3, h, -1, dim)[:, heads].flatten(0, 2)  # (3D, D) -> (3kd, D)
     bias = attn.qkv.bias
     if bias is not None:
         bias = bias.view(3, h, -1)[:, heads].flatten()  # (3D,) -> (3kd,)
-    q, k, v = rearrange(
-        F.linear(x, weight, bias), "b n (three k d) -> three b k n d", three=3, d=dim // h
-    )  # (B, N, 3kd) -> 3 x (B, k, N, d)
+    qkv = F.linear(x, weight, bias).view(b, n, 3, -1, dim // h)  # (B, N, 3kd) -> (B, N, 3, k, d)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, k, N, d)
     if attn.rotary is not None:
         q, k = attn.rotary(q), attn.rotary(k)
     x = F.scaled_dot_product_attention(q, k, v)  # (B, k, N, d)
     columns = attn.proj.weight.view(dim, h, -1)[:, heads].flatten(1)  # (D, D) -> (D, kd)
-    return F.linear(rearrange(x, "b k n d -> b n (k d)"), columns, attn.proj.bias)  # (B, N, D)
+    return F.linear(
+        x.transpose(1, 2).flatten(2), columns, attn.proj.bias
+    )  # (B, N, kd) -> (B, N, D)
 
 
 def some_channels(mlp: Mlp, channels: Which, x: Tensor) -> Tensor:

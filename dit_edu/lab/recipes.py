@@ -20,6 +20,7 @@ from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
 from dit_edu.dddit.model import DDDiT
 from dit_edu.dddit.switched import SwitchedDiT
+from dit_edu.dddit.timestep import TimestepDiT
 from dit_edu.diffusion import GaussianDiffusion
 from dit_edu.dit import DiT
 from dit_edu.flow import FlowMatching
@@ -41,6 +42,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "SwitchedDiT": SwitchedDiT,
     "DepthDiT": DepthDiT,
     "ExitDiT": ExitDiT,
+    "TimestepDiT": TimestepDiT,
     "DDDiT": DDDiT,
 }
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}

@@ -19,6 +19,7 @@ from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
 from dit_edu.dddit.model import DDDiT
+from dit_edu.dddit.policies import Specialists
 from dit_edu.dddit.switched import SwitchedDiT
 from dit_edu.dddit.timestep import TimestepDiT
 from dit_edu.diffusion import GaussianDiffusion
@@ -42,6 +43,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "SwitchedDiT": SwitchedDiT,
     "DepthDiT": DepthDiT,
     "ExitDiT": ExitDiT,
+    "Specialists": Specialists,
     "TimestepDiT": TimestepDiT,
     "DDDiT": DDDiT,
 }

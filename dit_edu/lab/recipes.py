@@ -18,6 +18,7 @@ from torch import nn
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
+from dit_edu.dddit.experts import ExpertDiT
 from dit_edu.dddit.model import DDDiT
 from dit_edu.dddit.policies import Specialists
 from dit_edu.dddit.switched import SwitchedDiT
@@ -41,6 +42,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "DynamicDiT": DynamicDiT,
     "HiDiT": HiDiT,
     "SwitchedDiT": SwitchedDiT,
+    "ExpertDiT": ExpertDiT,
     "DepthDiT": DepthDiT,
     "ExitDiT": ExitDiT,
     "Specialists": Specialists,

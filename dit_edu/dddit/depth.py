@@ -186,7 +186,7 @@ class DepthDiT(DiT):
 
         def run(number: int, block: nn.Module, x: Tensor, c: Tensor) -> Tensor:
             gate, items = plan[number]
-            return run_on(items, partial(_towards, block), x, c, gate.to(x)[:, None, None])
+            return run_on(items, partial(towards, block), x, c, gate.to(x)[:, None, None])
 
         return [decide, *(partial(run, i, block) for i, block in enumerate(self.blocks))]
 
@@ -201,6 +201,6 @@ class DepthDiT(DiT):
             self.initialize_weights()
 
 
-def _towards(block: nn.Module, x: Tensor, c: Tensor, gate: Tensor) -> Tensor:
+def towards(block: nn.Module, x: Tensor, c: Tensor, gate: Tensor) -> Tensor:
     """x + g (Block(x) - x)."""
     return torch.lerp(x, block(x, c), gate)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from dit_edu._checks import check_choice, check_positive_int
+from dit_edu.dddit.conditions import BudgetedDiT
 from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
 from dit_edu.dddit.experts import ExpertDiT
@@ -45,6 +46,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "ExpertDiT": ExpertDiT,
     "DepthDiT": DepthDiT,
     "ExitDiT": ExitDiT,
+    "BudgetedDiT": BudgetedDiT,
     "Specialists": Specialists,
     "TimestepDiT": TimestepDiT,
     "DDDiT": DDDiT,

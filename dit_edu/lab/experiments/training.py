@@ -116,7 +116,7 @@ def heldout_batch(
     levels = (torch.arange(n) + 0.5) * (process.num_timesteps / n)  # (n,), increasing
     t = levels.long()[torch.randperm(n, generator=g)]  # (n,)
     x0 = images.repeat(REPEATS, 1, 1, 1)  # (n, C, H, W)
-    return x0, t, labels.repeat(REPEATS), torch.randn(x0.shape, generator=g)
+    return x0, t, torch.cat([labels] * REPEATS), torch.randn(x0.shape, generator=g)
 
 
 def mean_by_bin(found: Tensor, t: Tensor, process: Interpolant, bins: int = 10) -> Tensor:

@@ -27,6 +27,7 @@ from dit_edu.dddit.paths import (
     gated_channels,
     gated_heads,
     planned_paths,
+    within_budget,
 )
 from dit_edu.dddit.router import Choice, Router, Switches
 from dit_edu.dddit.slices import channel_macs, head_macs, pick, some_channels, some_heads
@@ -71,6 +72,7 @@ class DDDiT(dit.DiT):
     Attributes:
         mode: ``"full"`` runs everything, ``"light"`` the shared expert and the least heads,
             ``"dynamic"`` what table or router say; it may be set at any time.
+        budget: the share of what is switched that may run, in place of the router's own number.
         units: units of a block, h heads and then E experts.
         router, choice: from a condition to logits, and from logits to what runs.
 
@@ -113,6 +115,7 @@ class DDDiT(dit.DiT):
         self.asks = check_choice("asks", asks, ASKERS)
         self.mode = "dynamic"
         self.table = table
+        self.budget = None
         dim = self.t_embedder.mlp[-1].out_features
         self.router = Router(dim, depth * (self.units - least_heads), bias, pace)
         self.choice = Switches(noise)
@@ -151,6 +154,23 @@ class DDDiT(dit.DiT):
             table = tuple(tuple(row) for row in table)
         self._table = table
 
+    @property
+    def budget(self) -> float | None:
+        """The share of the switched units' MACs that may run, in [0, 1]; None lets the router say.
+
+        Its logits say in which order. It may be set at any time, and counts in evaluation.
+
+        Raises:
+            ValueError: it leaves [0, 1].
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: float | None) -> None:
+        if budget is not None and not 0 <= budget <= 1:
+            raise ValueError(f"budget={budget}; allowed: 0 to 1, or None.")
+        self._budget = budget
+
     # ------------------------------------------------------------------ what runs
 
     def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
@@ -179,7 +199,12 @@ class DDDiT(dit.DiT):
             asks: what the router is given, (B, D).
         """
         if self.mode == "dynamic" and self.table is None:
-            choice = self.choice(self.router(asks))
+            logits = self.router(asks)  # (B, L (h - f + E))
+            choice = self.choice(logits)
+            if self.budget is not None and not self.training:
+                macs = self.unit_macs()[self.least_heads :].repeat(len(self.blocks))
+                chosen = within_budget(logits, macs, self.budget)
+                choice = Choice(chosen, chosen.to(logits), choice.soft)
             chosen, gates, soft = map(self._complete, (choice.chosen, choice.gates, choice.soft))
             choice = Choice(chosen, gates, soft, choice.heard)
         else:

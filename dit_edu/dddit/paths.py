@@ -79,6 +79,23 @@ def spread(mean: float, blocks: int) -> list[int]:
     return [after - before for before, after in pairwise(sums)]
 
 
+def within_budget(wish: Tensor, macs: Tensor, budget: float) -> Tensor:
+    """The units that are wished for most, one after the other, until the next is too dear.
+
+    Args:
+        wish: how much each unit is wished for, (B, U).
+        macs: what each costs, (U,).
+        budget: the share of the MACs of all units that may be spent, in [0, 1].
+
+    Returns:
+        (B, U) bool. With more budget, units are added and none is taken away.
+    """
+    order = wish.argsort(dim=-1, descending=True, stable=True)  # (B, U)
+    macs = macs.to(wish.device)
+    affordable = macs[order].cumsum(-1) <= budget * macs.sum()  # (B, U), in that order
+    return torch.zeros_like(affordable).scatter(-1, order, affordable)
+
+
 def equal_paths(chosen: Tensor) -> list[tuple[Items, Tensor]]:
     """The different rows of choices (B, U), each (U,), and whose they are."""
     paths, which = chosen.cpu().unique(dim=0, return_inverse=True)  # (P, U), (B,)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dit_edu import dddit
 from dit_edu.dddit.model import DDDiT
-from dit_edu.dddit.paths import equal_paths, planned_paths, spread
+from dit_edu.dddit.paths import equal_paths, planned_paths, spread, within_budget
 from dit_edu.dispatch import run_masked
 from dit_edu.dit import DiT
 from dit_edu.guidance import Guided
@@ -158,6 +158,49 @@ def test_a_table_holds_from_its_steps_on():
     assert not net.planned(torch.tensor([0])).unflatten(1, (3, -1))[0, :, 2:4].any()  # the first
 
 
+def test_a_budget_is_kept_and_only_adds():
+    net, (x, t, y) = model(), inputs()
+    macs = net.unit_macs().repeat(len(net.blocks))
+    always = (torch.arange(net.units) < net.least_heads).repeat(len(net.blocks))
+    before = always.expand(len(t), -1)
+    for budget in (0.0, 0.2, 0.5, 0.8, 1.0):
+        net.budget = budget
+        runs = paths(net, x, t, y)
+        spent = ((runs & ~always) * macs).sum(1) / (~always * macs).sum()  # (B,)
+        assert (spent <= budget + 1e-12).all()
+        assert (spent > budget - float(macs.max() / (~always * macs).sum())).all()
+        assert (runs >= before).all()
+        before = runs
+    assert before.all()
+    net.budget = 0.0
+    least = paths(net, x, t, y)
+    net.mode = "light"
+    assert torch.equal(paths(net, x, t, y), least)
+
+
+def test_a_budget_goes_by_the_logits():
+    wish, macs = (
+        torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]]),
+        torch.tensor([1, 2, 3, 4]),
+    )
+    runs = within_budget(wish, macs, 0.6)  # of 10 MACs
+    # 1 + 3 + 2 fit, and then the next; 4, and with 3 it would be too much
+    assert runs.tolist() == [[True, True, True, False], [False, False, False, True]]
+
+
+def test_a_budget_counts_in_evaluation_alone():
+    net, batch = model(), inputs()
+    net.budget = 0.0
+    net.train()
+    torch.manual_seed(3)
+    want = net(*batch)
+    net.budget = None
+    torch.manual_seed(3)
+    assert torch.equal(net(*batch), want)
+    with pytest.raises(ValueError, match=r"budget=1\.1; allowed: 0 to 1"):
+        net.budget = 1.1
+
+
 def test_guidance_shares_the_path_of_a_step():
     net, (x, t, y) = model(), inputs()
     with record_routing(net) as trace:
@@ -256,7 +299,7 @@ def test_bad_input(options, error, message):
 
 def test_bad_mode():
     net = model()
-    with pytest.raises(ValueError, match="mode='lite'.*Did you mean 'light'"):
+    with pytest.raises(ValueError, match=r"mode='lite'.*Did you mean 'light'"):
         net.mode = "lite"
     with pytest.raises(ValueError, match="without a table"):
         net.planned(torch.tensor([0]))

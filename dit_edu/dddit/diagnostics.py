@@ -1,4 +1,4 @@
-"""What a router does, read from a record of its choices: load, dead units, agreement, sharpness.
+"""What a router does, read from a record of its choices: load, dead units, agreement, causes.
 
 All functions take the choices of many items as an array (n, E), 0 or 1 (or the share of an image's
 tokens); :func:`choices` reads it from the table of :func:`~dit_edu.routing.record_routing`.
@@ -51,6 +51,21 @@ def sharp(probabilities: ArrayLike, margin: float = 0.05) -> float:
     """
     p = np.asarray(probabilities, dtype=float)
     return float((np.minimum(p, 1 - p) < margin).mean())
+
+
+def guessed(chosen: ArrayLike, known: ArrayLike | None = None) -> float:
+    """How often one guesses the choice of an item, knowing only its group: in [0, 1].
+
+    In each group one guesses the unit that is chosen most often there. Where this is right no more
+    often than without groups, the choice does not depend on them.
+
+    Args:
+        chosen: one unit for each item, (n, E).
+        known: the group of each item, (n,) integers; None for one group.
+    """
+    a = np.asarray(chosen, dtype=float)
+    groups = np.zeros(len(a)) if known is None else np.asarray(known)
+    return float(sum(a[groups == g].sum(0).max() for g in np.unique(groups)) / len(a))
 
 
 def agreement(a: ArrayLike, b: ArrayLike, *, matched: bool = False) -> float:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from dit_edu.dddit.diagnostics import agreement, chance_agreement, choices, dead, load, sharp
+from dit_edu.dddit.diagnostics import (
+    agreement,
+    chance_agreement,
+    choices,
+    dead,
+    guessed,
+    load,
+    sharp,
+)
 from dit_edu.dddit.switched import SwitchedDiT
 from dit_edu.routing import record_routing
 
@@ -33,6 +41,16 @@ def test_choices_come_back_from_the_table():
     assert (got == want).all() and got.shape == (10, 4)
     with pytest.raises(ValueError, match="module='router' chose nothing; allowed: ''"):
         choices(trace.table(), "router")
+
+
+def test_what_a_choice_depends_on_can_be_guessed_from_it():
+    t, y = (grid.flatten() for grid in np.meshgrid(range(8), range(6), indexing="ij"))
+    by_step = np.eye(4)[t // 2]
+    assert guessed(by_step) == 1 / 4
+    assert guessed(by_step, t) == guessed(by_step, t // 2) == 1
+    assert guessed(by_step, y) == 1 / 4
+    both = np.eye(4)[(t // 4) + 2 * (y // 3)]
+    assert [guessed(both), guessed(both, t), guessed(both, t * 6 + y)] == [1 / 4, 1 / 2, 1]
 
 
 def test_load_and_dead_units():

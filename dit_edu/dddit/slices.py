@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_edu._checks import check_positive_int
 from dit_edu.attention import Attention
@@ -70,22 +70,16 @@ def some_heads(attn: Attention, heads: Which, x: Tensor) -> Tensor:
     Raises:
         TypeError: ``attn`` is another attention, which may work in its own way.
     """
-    if type(attn) is not Attention:
-        raise TypeError(f"attn is a {type(attn).__name__}; allowed: Attention itself.")
-    h, (b, n, dim) = attn.num_heads, x.shape
-    weight = attn.qkv.weight.view(3, h, -1, dim)[:, heads].flatten(0, 2)  # (3D, D) -> (3kd, D)
-    bias = attn.qkv.bias
-    if bias is not None:
-        bias = bias.view(3, h, -1)[:, heads].flatten()  # (3D,) -> (3kd,)
-    qkv = F.linear(x, weight, bias).view(b, n, 3, -1, dim // h)  # (B, N, 3kd) -> (B, N, 3, k, d)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, k, N, d)
+    b, n, _ = x.shape
+    weight, bias, columns = _of_heads(attn, heads)
+    qkv = F.linear(x, weight, bias)  # (B, N, D) -> (B, N, 3kd)
+    d = attn.proj.in_features // attn.num_heads
+    q, k, v = qkv.view(b, n, 3, -1, d).permute(2, 0, 3, 1, 4)  # 3 x (B, k, N, d)
     if attn.rotary is not None:
         q, k = attn.rotary(q), attn.rotary(k)
     x = F.scaled_dot_product_attention(q, k, v)  # (B, k, N, d)
-    columns = attn.proj.weight.view(dim, h, -1)[:, heads].flatten(1)  # (D, D) -> (D, kd)
-    return F.linear(
-        x.transpose(1, 2).flatten(2), columns, attn.proj.bias
-    )  # (B, N, kd) -> (B, N, D)
+    x = x.transpose(1, 2).flatten(2)  # (B, k, N, d) -> (B, N, kd)
+    return F.linear(x, columns, attn.proj.bias)  # (B, N, D)
 
 
 def some_channels(mlp: Mlp, channels: Which, x: Tensor) -> Tensor:
@@ -104,6 +98,31 @@ def some_channels(mlp: Mlp, channels: Which, x: Tensor) -> Tensor:
     return mlp.drop(F.linear(wide, mlp.fc2.weight[:, channels], mlp.fc2.bias))  # (B, N, D)
 
 
+def keep_heads(attn: Attention, heads: Which) -> None:
+    """Drop the other heads, in place: what is left is a smaller attention, with nothing to slice.
+
+    Args:
+        attn, heads: as for :func:`some_heads`, whose answer it gives from now on.
+
+    Raises:
+        TypeError: as there.
+    """
+    weight, bias, columns = _of_heads(attn, heads)
+    attn.num_heads = columns.shape[1] * attn.num_heads // attn.proj.in_features
+    _become(attn.qkv, weight, bias)
+    _become(attn.proj, columns, attn.proj.bias)
+
+
+def keep_channels(mlp: Mlp, channels: Which) -> None:
+    """Drop the other hidden channels, in place.
+
+    Args:
+        mlp, channels: as for :func:`some_channels`, whose answer it gives from now on.
+    """
+    _become(mlp.fc1, mlp.fc1.weight[channels], mlp.fc1.bias[channels])
+    _become(mlp.fc2, mlp.fc2.weight[:, channels], mlp.fc2.bias)
+
+
 def head_macs(attn: Attention, tokens: int) -> int:
     """Multiply-adds of one head for one image of N tokens: 4 N D d + 2 N² d."""
     dim = attn.proj.in_features
@@ -114,3 +133,23 @@ def head_macs(attn: Attention, tokens: int) -> int:
 def channel_macs(mlp: Mlp, tokens: int) -> int:
     """Multiply-adds of one hidden channel for one image of N tokens: 2 N D."""
     return 2 * tokens * mlp.fc1.in_features
+
+
+def _of_heads(attn: Attention, heads: Which) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What k heads have of an attention's matrices: (3kd, D) with its bias (3kd,), and (D, kd)."""
+    if type(attn) is not Attention:
+        raise TypeError(f"attn is a {type(attn).__name__}; allowed: Attention itself.")
+    h, dim = attn.num_heads, attn.qkv.in_features
+    weight = attn.qkv.weight.view(3, h, -1, dim)[:, heads].flatten(0, 2)  # (3D, D) -> (3kd, D)
+    bias = attn.qkv.bias
+    if bias is not None:
+        bias = bias.view(3, h, -1)[:, heads].flatten()  # (3D,) -> (3kd,)
+    columns = attn.proj.weight.view(dim, h, -1)[:, heads].flatten(1)  # (D, D) -> (D, kd)
+    return weight, bias, columns
+
+
+def _become(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a linear map other numbers, copied, and another size."""
+    linear.weight = nn.Parameter(weight.detach().clone())
+    linear.bias = bias if bias is None else nn.Parameter(bias.detach().clone())
+    linear.out_features, linear.in_features = weight.shape

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,14 @@ from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.conditioning import AdaLNZeroBlock
 from dit_edu.dddit.depth import DRAWN
 from dit_edu.dddit.router import Choice, Router, TopK
-from dit_edu.dddit.slices import channel_macs, head_macs, some_channels, some_heads
+from dit_edu.dddit.slices import (
+    channel_macs,
+    head_macs,
+    keep_channels,
+    keep_heads,
+    some_channels,
+    some_heads,
+)
 from dit_edu.dddit.switched import branch
 from dit_edu.dispatch import run_on
 from dit_edu.dit import DiT
@@ -77,6 +85,7 @@ class TimestepDiT(DiT):
                 raise ValueError(f"{name} is {units}; allowed: a multiple of 4.")
         if drawn is not None and check_choice("drawn", drawn, DRAWN) and gated:
             raise ValueError(f"drawn={drawn!r} with gated=True; allowed: one of them.")
+        self.settings = settings
         self.num_timesteps = check_positive_int("num_timesteps", num_timesteps)
         self.bands, self.drawn, self.router = bands, drawn, None
         if gated:
@@ -98,13 +107,15 @@ class TimestepDiT(DiT):
         if bands is not None and not bands:
             raise ValueError("bands=() is empty; allowed: at least one width, or None.")
         self._bands = bands and tuple(check_choice("bands", name, WIDTHS) for name in bands)
+        numbers = [list(WIDTHS).index(name) for name in self._bands or ("heavy",)]
+        self._table = F.one_hot(torch.tensor(numbers), len(WIDTHS))  # (bands, 3)
 
-    def width_macs(self) -> Tensor:
-        """Multiply-adds for one image of what has a width, the branches, at each width: (3,)."""
+    def width_macs(self) -> list[int]:
+        """Multiply-adds for one image of what has a width, the branches, at each width."""
         block, tokens = self.blocks[0], math.prod(self.x_embedder.grid)
         whole = block.attn.num_heads * head_macs(block.attn, tokens)
         whole += block.mlp.fc1.out_features * channel_macs(block.mlp, tokens)
-        return torch.tensor([int(share * len(self.blocks) * whole) for share in WIDTHS.values()])
+        return [int(share * len(self.blocks) * whole) for share in WIDTHS.values()]
 
     def layers(self, t: Tensor, emb: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """All blocks as one layer, through which each image goes at its width.
@@ -116,8 +127,8 @@ class TimestepDiT(DiT):
         choice = self.choose(t, emb)
         # Who has the base width has the light one too: a unit is what a width adds to the last.
         chosen, soft = (m.flip(1).cumsum(1).flip(1) for m in (choice.chosen, choice.soft))
-        macs = self.width_macs()  # (3,)
-        report(self, chosen.bool(), soft, macs.diff(prepend=macs.new_zeros(1)))
+        macs = self.width_macs()
+        report(self, chosen.bool(), soft, torch.tensor([b - a for a, b in pairwise([0, *macs])]))
         ways = [partial(self.at_width, name) for name in WIDTHS]
 
         def blocks(x: Tensor, c: Tensor) -> Tensor:
@@ -132,18 +143,31 @@ class TimestepDiT(DiT):
 
     def choose(self, t: Tensor, emb: Tensor) -> Choice:
         """One width for each image: steps (B,) and their embeddings (B, D) → a choice of (B, 3)."""
-        widths = list(WIDTHS)
         if self.training and self.drawn is not None:
             n = len(t) if self.drawn == "image" else 1
-            number = torch.randint(len(widths), (n,), device=t.device).expand(len(t))  # (B,)
+            number = torch.randint(len(WIDTHS), (n,), device=t.device).expand(len(t))  # (B,)
+            chosen = F.one_hot(number, len(WIDTHS))  # (B, 3)
         elif self.bands is None and self.router is not None:
             return self.choice(self.router(emb))
         else:
-            table = torch.tensor([widths.index(name) for name in self.bands or ("heavy",)])
-            band = (t * len(table) / self.num_timesteps).long()  # (B,)
-            number = table.to(t.device)[band.clamp(0, len(table) - 1)]  # (B,)
-        chosen = F.one_hot(number, len(widths))  # (B, 3)
+            band = (t * len(self._table) / self.num_timesteps).long()  # (B,)
+            chosen = self._table.to(t.device)[band.clamp(0, len(self._table) - 1)]  # (B, 3)
         return Choice(chosen.bool(), chosen.to(emb), chosen.to(emb))
+
+    def cut(self, name: str) -> DiT:
+        """The network of one width by itself, a plain DiT: smaller, and with nothing to slice.
+
+        Raises:
+            ValueError: there is no such width.
+        """
+        share = WIDTHS[check_choice("name", name, WIDTHS)]
+        sizes = {**self.settings, "input_size": self.input_size, "span": self.span}
+        net = DiT(**sizes).to(self.final_layer.linear.weight).train(self.training)
+        net.load_state_dict({k: v for k, v in self.state_dict().items() if k[:7] != "router."})
+        for block in net.blocks:
+            keep_heads(block.attn, _first(share, block.attn.num_heads))
+            keep_channels(block.mlp, _first(share, block.mlp.fc1.out_features))
+        return net
 
     def at_width(self, name: str, x: Tensor, c: Tensor) -> Tensor:
         """Tokens ``x`` (B, N, D) under conditions ``c`` (B, D), through all blocks at one width."""
@@ -152,8 +176,12 @@ class TimestepDiT(DiT):
             if share == 1:
                 x = block(x, c)
                 continue
-            heads = slice(int(share * block.attn.num_heads))
-            channels = slice(int(share * block.mlp.fc1.out_features))
+            heads = _first(share, block.attn.num_heads)
+            channels = _first(share, block.mlp.fc1.out_features)
             x = x + branch(block, False, x, c, partial(some_heads, block.attn, heads))
             x = x + branch(block, True, x, c, partial(some_channels, block.mlp, channels))
         return x
+
+
+def _first(share: float, of: int) -> slice:
+    return slice(int(share * of))

@@ -78,6 +78,29 @@ def test_a_width_is_the_whole_with_the_rest_masked(name):
     same(net(*inputs()), masked(net, WIDTHS[name])(*inputs()))
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, dict(gated=True, positions="rope"), dict(positions="learned")]
+)
+def test_a_width_can_be_cut_out(settings):
+    net = model(**settings)
+    for name in WIDTHS:
+        small = net.cut(name)
+        net.bands = (name,)
+        same(small(*inputs()), net(*inputs()))
+        both = (count(m.float(), *inputs(2, torch.float32), repeats=0).macs for m in (small, net))
+        assert len(set(both)) == 1
+        net.double()
+    with pytest.raises(ValueError, match="name='thin'"):
+        net.cut("thin")
+
+
+def test_what_is_cut_out_holds_no_more_than_it_needs():
+    net = TimestepDiT(**SIZES)
+    whole, light = (sum(p.numel() for p in net.cut(n).parameters()) for n in ("heavy", "light"))
+    dropped = 3 * (3 * 8 * 32 + 3 * 8 + 32 * 8) + 3 * (2 * 32 * 32 + 32)  # of heads, of channels
+    assert whole - light == 2 * dropped  # two blocks
+
+
 def test_each_step_has_the_width_of_its_band():
     net, (x, t, y) = model(bands=BANDS), inputs()
     t[:3] = torch.tensor([333, 334, 999])  # beside a border, and the last
@@ -102,7 +125,7 @@ def test_what_runs_is_what_is_reported(positions, size):
     x, t, y = inputs(dtype=torch.float32)
     x = x[..., : net.input_size[1]]
     decision = recorded(net, x, t, y)[1]
-    missing = len(t) * int(net.width_macs()[-1]) - int(decision.executed().sum())
+    missing = len(t) * net.width_macs()[-1] - int(decision.executed().sum())
     assert missing > 0
     full = count(plain, x, t, y, repeats=0).macs
     assert count(net, x, t, y, repeats=0).macs == full - missing

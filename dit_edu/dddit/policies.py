@@ -1,4 +1,4 @@
-"""Policies over t: who works at which noise level, and how a budget is best shared out.
+"""Policies over t: what works at which noise level, and how a budget is best shared out.
 
 A table tells what each of K options (a depth, a patch size, a model) loses in each of several equal
 bins of t, and what it costs. A *policy* gives each bin an option. Of all that cost the same, the
@@ -9,20 +9,12 @@ best one on average is found exactly::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
-
-from dit_edu.bands import ByNoise
-from dit_edu.dit import DiT
-from dit_edu.routing import report
-from dit_edu.scaling import Architecture
 
 
 @dataclass(frozen=True)
@@ -139,35 +131,6 @@ def coin(loss: ArrayLike, macs: Sequence[float], budget: float) -> float:
             share = (budget - low) / (high - low)  # of the dear one
             best = min(best, (1 - share) * a + share * b)
     return float(best)
-
-
-class Specialists(ByNoise):
-    """A Diffusion Transformer for each band of t, as one denoiser: the policy that is trained.
-
-    At each step one of them runs, so it costs what that one costs.
-
-    Args:
-        bands: for each band, low noise first, what its model has for itself among the arguments of
-            :class:`~dit_edu.dit.DiT`: ``{}``, or another patch size, depth or width.
-        edges: where bands meet, see :class:`~dit_edu.bands.ByNoise`.
-        **settings: what the models share.
-
-    Raises:
-        TypeError, ValueError: an argument does not fit, see there.
-    """
-
-    def __init__(
-        self, *, bands: Sequence[Mapping[str, Any]], edges: Sequence[float], **settings: Any
-    ) -> None:
-        own = [{**settings, **band} for band in bands]
-        super().__init__([DiT(**each) for each in own], edges)
-        self.macs = [sum(Architecture.of(each).macs().values()) for each in own]
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """``x`` (B, C, H, W), ``t`` (B,), ``y`` (B,) → (B, out, H, W); whoever records is told."""
-        chosen = self.chosen(t)  # (B, K)
-        report(self, chosen, chosen.float(), torch.tensor(self.macs))
-        return super().forward(x, t, y)
 
 
 def _checked(loss: ArrayLike, macs: Sequence[float]) -> np.ndarray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
 
 from dit_edu._checks import check_choice, check_positive_int
+from dit_edu.bands import ByNoise
 from dit_edu.dddit.conditions import BudgetedDiT
 from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
@@ -34,8 +35,31 @@ from dit_edu.lab.data import DATASETS, OWN
 from dit_edu.lab.lora import LoRADiT
 from dit_edu.unet import UNet
 
+
+def by_noise(
+    bands: Sequence[Mapping[str, Any]], edges: Sequence[float], **settings: Any
+) -> ByNoise:
+    """A model for each band of t, fresh: at each step one of them runs.
+
+    Args:
+        bands: what each model has for itself, low noise first: a ``kind`` if it is no DiT, and
+            keyword arguments of its class.
+        edges: where bands meet, see :class:`~dit_edu.bands.ByNoise`.
+        **settings: what the models share.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit a model.
+    """
+    models = []
+    for band in bands:
+        own = {**settings, **band}
+        kind = check_choice("kind", own.pop("kind", "DiT"), MODELS)
+        models.append(MODELS[kind](**own))
+    return ByNoise(models, edges)
+
+
 #: The models that a recipe can name.
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "DiT": DiT,
     "LoRADiT": LoRADiT,
     "UNet": UNet,
@@ -47,7 +71,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "DepthDiT": DepthDiT,
     "ExitDiT": ExitDiT,
     "BudgetedDiT": BudgetedDiT,
-    "Specialists": Specialists,
+    "ByNoise": by_noise,
     "TimestepDiT": TimestepDiT,
     "DDDiT": DDDiT,
 }

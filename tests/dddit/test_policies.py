@@ -1,4 +1,4 @@
-"""Policies over t: against all policies there are, linear programming, and models asked alone."""
+"""Policies over t: against all policies there are, and linear programming."""
 
 from __future__ import annotations
 
@@ -6,19 +6,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from dit_edu.dddit.policies import Specialists, at_price, best_within, coin, frontier, policy
-from dit_edu.lab.profile import count
-from dit_edu.routing import record_routing
-
-MODEL = dict(
-    input_size=8, in_channels=1, hidden_size=16, depth=1, num_heads=2, num_classes=10,
-    learn_sigma=False,
-)  # fmt: skip
+from dit_edu.dddit.policies import at_price, best_within, coin, frontier, policy
 
 
 @st.composite
@@ -91,40 +83,6 @@ def test_who_knows_t_beats_the_coin_only_where_slopes_differ():
     assert best_within(apart, [1, 2], 1.5).loss == 2.0 < coin(apart, [1, 2], 1.5) == 2.25
 
 
-# ---------------------------------------------------------------------- specialists
-
-
-def specialists() -> Specialists:
-    torch.manual_seed(0)
-    bands = [{"patch_size": 2}, {"patch_size": 4, "depth": 2}]
-    net = Specialists(bands=bands, edges=[300], **MODEL)
-    for parameter in net.parameters():
-        parameter.data = parameter.data + 0.2 * torch.randn_like(parameter)
-    return net.eval()
-
-
-def test_specialists_are_models_of_their_own():
-    net = specialists().double()
-    x, t = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 299, 300, 999])
-    y = torch.arange(4)
-    want = torch.cat([net.models[0](x[:2], t[:2], y[:2]), net.models[1](x[2:], t[2:], y[2:])])
-    torch.testing.assert_close(net(x, t, y), want, rtol=1e-10, atol=1e-10)
-    assert [m.patch_size for m in net.models] == [2, 4]
-    assert [len(m.blocks) for m in net.models] == [1, 2]
-
-
-def test_they_cost_what_runs_and_say_so():
-    net = specialists()
-    x = torch.randn(3, 1, 8, 8)
-    for t, macs in ((0, net.macs[0]), (700, net.macs[1])):
-        steps = torch.full((3,), t)
-        assert count(net, x, steps, steps * 0, repeats=0).macs == 3 * macs
-    with record_routing(net) as trace:
-        net(x, torch.tensor([0, 500, 900]), torch.zeros(3, dtype=torch.long))
-    (decision,) = trace.decisions
-    assert decision.executed().sum(1).tolist() == [net.macs[0], net.macs[1], net.macs[1]]
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -133,8 +91,6 @@ def test_they_cost_what_runs_and_say_so():
         (lambda: best_within([[1.0]], [2], 1), "budget=1; allowed: at least 2"),
         (lambda: coin([[1.0]], [2], 1), "budget=1; allowed: at least 2"),
         (lambda: at_price([[1.0]], [2], -1), "price=-1; allowed: at least 0"),
-        (lambda: Specialists(bands=[], edges=[], **MODEL), "models is empty"),
-        (lambda: Specialists(bands=[{}], edges=[5], **MODEL), r"edges=\[5\]"),
     ],
 )
 def test_bad_input(call, message):

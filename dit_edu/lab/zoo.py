@@ -8,6 +8,7 @@ the path of one's own training run.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dit_edu.lab.recipes import MODELS, Process, Recipe
 from dit_edu.latents import VAE
 
 VAE_KIND = "VAE"
-KINDS: dict[str, type[nn.Module]] = {**MODELS, FEATURES: FeatureNet, VAE_KIND: VAE}
+KINDS: dict[str, Callable[..., nn.Module]] = {**MODELS, FEATURES: FeatureNet, VAE_KIND: VAE}
 
 
 def names() -> list[str]:

@@ -22,7 +22,6 @@ from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
 from dit_edu.dddit.experts import ExpertDiT
 from dit_edu.dddit.model import DDDiT
-from dit_edu.dddit.policies import Specialists
 from dit_edu.dddit.switched import SwitchedDiT
 from dit_edu.dddit.timestep import TimestepDiT
 from dit_edu.diffusion import GaussianDiffusion

@@ -22,10 +22,10 @@ def start_from(model: DiT, start: DiT) -> None:
 
     The model may have more classes. They come after those of ``start``, and each begins as the null
     class (the mean of all where there is none): what is known of a new class is that it is some
-    picture.
+    picture. A router that ``start`` does not have stays fresh.
 
     Args:
-        model: with or without adapters; changed in place.
+        model: with or without adapters or a router; changed in place.
         start: of the same size; adapters of its own are merged.
 
     Raises:
@@ -47,8 +47,8 @@ def start_from(model: DiT, start: DiT) -> None:
     own = model.state_dict()
     adapted = {name.replace(".base_layer", ""): name for name in own if ".lora_" not in name}
     weights = {adapted.get(name, name): weight for name, weight in weights.items()}
-    adapters = {name: weight for name, weight in own.items() if ".lora_" in name}
-    load_weights(model, weights | adapters, Path("start"))
+    fresh = {n: weight for n, weight in own.items() if ".lora_" in n or n.startswith("router.")}
+    load_weights(model, fresh | weights, Path("start"))
 
 
 def save_adapters(path: str | os.PathLike[str], model: LoRADiT, start: DiT) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.bands import ByNoise
+from dit_edu.dddit.auxiliary import AuxiliaryDiT
 from dit_edu.dddit.conditions import BudgetedDiT
 from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
@@ -73,6 +74,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "ByNoise": by_noise,
     "TimestepDiT": TimestepDiT,
     "DDDiT": DDDiT,
+    "AuxiliaryDiT": AuxiliaryDiT,
 }
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
 #: The schedules that are flows, by how they draw their times.
@@ -146,6 +148,9 @@ class Recipe:
         weight_decay, betas: of AdamW.
         grad_clip: the largest norm of a gradient; a larger one is scaled down to it.
         ema_decay: how much of the averaged weights a step keeps, once the average is warm.
+        start: a model of the zoo whose weights training starts from; None for fresh ones.
+        budget: of a DDDiT, the share of a full pass's MACs that dynamic mode is steered to. All
+            three modes are then trained in turns, see :class:`~dit_edu.dddit.training.ModeLosses`.
         noise_bins: into how many ranges of t the loss is split for reporting.
         checkpoint_every: steps between two checkpoints.
 
@@ -169,6 +174,8 @@ class Recipe:
     grad_clip: float = 1.0
     ema_decay: float = 0.99
     latents: str | None = None
+    start: str | None = None
+    budget: float | None = None
     noise_bins: int = 10
     checkpoint_every: int = field(default=500, compare=False)
 
@@ -185,6 +192,10 @@ class Recipe:
         for name in ("lr_floor", "ema_decay"):
             _check_range(name, getattr(self, name), low=0, high=1)
         _check_range("weight_decay", self.weight_decay, low=0)
+        if self.budget is not None:
+            _check_range("budget", self.budget, low=0, high=1)
+            if self.kind != "DDDiT":
+                raise ValueError(f"budget={self.budget} with kind={self.kind!r}; allowed: 'DDDiT'.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas!r}; allowed: two numbers in [0, 1).")
 

@@ -23,6 +23,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dit_edu.dddit.router import BudgetedLosses
+from dit_edu.dddit.training import ModeLosses, switched_share
 from dit_edu.dit import DiT
 from dit_edu.interpolant import Interpolant
 from dit_edu.lab.checkpoint import TrainState, checkpoint_path, load_checkpoint, save_checkpoint
@@ -31,7 +33,7 @@ from dit_edu.lab.devices import accelerator_on, random_state_of, uninterrupted
 from dit_edu.lab.finetune import start_from
 from dit_edu.lab.lora import LoRADiT
 from dit_edu.lab.recipes import Recipe
-from dit_edu.lab.zoo import load_vae
+from dit_edu.lab.zoo import load, load_vae
 
 MEMORY_OF_BINS = 0.98  # the loss per bin is a mean over about the last 1/(1 - 0.98) = 50 steps
 
@@ -101,6 +103,7 @@ def train(
     loss_fn: LossFn | None = None,
     data: Labelled | None = None,
     start: DiT | None = None,
+    trainable: Callable[[str], bool] | None = None,
 ) -> Generator[Step, None, nn.Module]:
     """Train a model, step by step.
 
@@ -114,11 +117,15 @@ def train(
         out: a folder for the checkpoint.
         resume: go on from the checkpoint in ``out``.
         device: ``"auto"`` takes CUDA, else MPS, else the CPU. On CUDA the model runs in bfloat16.
-        loss_fn: another loss, see ``LossFn``; the default is the process's own ``losses``.
+        loss_fn: another loss, see ``LossFn``; the default is the process's own ``losses``, or what
+            the recipe's budget asks for.
         data: images (n, C, H, W) in [-1, 1], or their latents, and labels (n,), in place of the
             recipe's training half. They stay where they are, so they may be larger than memory.
         start: a trained model whose weights the run starts from, see
-            :func:`~dit_edu.lab.finetune.start_from`. A run that is resumed has them already.
+            :func:`~dit_edu.lab.finetune.start_from`; the recipe's own unless given. A run that is
+            resumed has them already.
+        trainable: which parameters are trained, by name; the others stay as they are. A run that is
+            resumed has to be told again.
 
     Yields:
         A :class:`Step` after every update.
@@ -149,7 +156,9 @@ def train(
             f"batch_size={recipe.batch_size} must be a multiple of the number of processes, "
             f"{accelerator.num_processes}."
         )
-    state = _fresh_state(recipe, seed, accelerator.device, start)
+    if start is None and recipe.start is not None and not resume:
+        start = load(recipe.start)[0]
+    state = _fresh_state(recipe, seed, accelerator.device, start, trainable)
     if start is None and not resume and isinstance(state.model, LoRADiT):
         raise ValueError("kind='LoRADiT' needs start=, a trained model for its adapters.")
     if resume:
@@ -161,7 +170,8 @@ def train(
         images = vae.encode(images)  # (n, 3, H, W) -> (n, C, H/f, W/f)
     if data is None:
         images, labels = images.to(accelerator.device), labels.to(accelerator.device)
-    return _loop(recipe, state, accelerator, out, loss_fn or _default_loss, (images, labels))
+    loss_fn = loss_fn or _loss_of(recipe, state.model)
+    return _loop(recipe, state, accelerator, out, loss_fn, (images, labels))
 
 
 def run(recipe: Recipe, *, progress: bool = True, **arguments: Any) -> TrainedModel:
@@ -268,24 +278,40 @@ def _loop(
     return state.ema
 
 
-def _fresh_state(recipe: Recipe, seed: int, device: torch.device, start: DiT | None) -> TrainState:
+def _fresh_state(
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    start: DiT | None,
+    trainable: Callable[[str], bool] | None,
+) -> TrainState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = recipe.build_model()
     if start is not None:
         start_from(model, start)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and (not trainable or trainable(name)))
     model = model.to(device)
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"trainable={trainable!r} names no parameter; allowed: some.")
     optimizer = torch.optim.AdamW(
-        trainable,
+        trained,
         lr=recipe.lr,
         betas=recipe.betas,
         weight_decay=recipe.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    running = torch.zeros(2, recipe.noise_bins, device=device, dtype=trainable[0].dtype)
+    running = torch.zeros(2, recipe.noise_bins, device=device, dtype=trained[0].dtype)
     return TrainState(model, ema, optimizer, running, seed)
+
+
+def _loss_of(recipe: Recipe, model: nn.Module) -> LossFn:
+    if recipe.budget is None:
+        return _default_loss
+    return ModeLosses(BudgetedLosses(switched_share(model, recipe.budget)))
 
 
 def _default_loss(model, diffusion, x0, t, y, noise) -> dict[str, Tensor]:

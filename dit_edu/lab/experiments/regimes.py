@@ -1,0 +1,182 @@
+"""Where deciding pays: what a policy over t could win at best, and a race of one that wins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dit_edu.dddit.policies import best_within, coin, policy
+from dit_edu.lab.data import folds
+from dit_edu.lab.encoding import plain
+from dit_edu.lab.experiments import Experiment, read
+from dit_edu.lab.experiments.multiscale import MODEL, RECIPE, fitted, half, judged
+from dit_edu.lab.profile import count
+from dit_edu.lab.recipes import Recipe
+
+STEPS = 1000  # updates
+EDGE = 100  # where the bands of the race meet
+FINE: dict[str, Any] = {"patch_size": 2}
+LEVELS = torch.arange(5, 1000, 10)  # steps over which executed MACs are averaged
+
+# ---------------------------------------------------------------------- what deciding could win
+
+#: Tables of other chapters in which only one thing varies: the experiment, and its settings.
+TABLES: dict[str, tuple[str, list[str]]] = {
+    "depth, digits": ("depth-apart", [f"{k} block{'s' * (k > 1)}" for k in range(1, 7)]),
+    "patch size, digits": ("patch-size", ["p = 4", "p = 2", "p = 1"]),
+    "depth, shapes": ("multiscale", ["p = 2, 2 blocks", "p = 2"]),
+    "patch size, shapes": ("multiscale", ["p = 4", "p = 2"]),
+    "two scales, shapes": ("multiscale", ["3/4 coarse", "1/2 coarse", "1/4 coarse", "p = 2"]),
+}
+
+
+def option_table(name: str) -> tuple[np.ndarray, list[int]]:
+    """A table of ``TABLES``: losses (seeds, options, bins), and MACs of each option."""
+    experiment, settings = TABLES[name]
+    rows = read(experiment)
+    found = [[r["metrics"] for r in rows if r["setting"] == s] for s in settings]
+    loss = np.array([[m["loss_by_bin"] for m in option] for option in found])  # (K, seeds, bins)
+    if experiment == "patch-size":  # its MACs stand in a table of their own
+        costs = {r["setting"]: r["metrics"]["macs"] for r in read("patch-cost")}
+        return loss.swapaxes(0, 1), [costs[s] for s in settings]
+    return loss.swapaxes(0, 1), [int(option[0]["macs"]) for option in found]
+
+
+def oracle_gains(loss: np.ndarray, macs: Sequence[float], share: float) -> np.ndarray:
+    """What knowing t saves, over a coin that does not: relative, for each seed.
+
+    The policy is chosen by the other seeds' losses, so that it does not read its own luck.
+
+    Args:
+        loss: (seeds, options, bins).
+        macs: of each option.
+        share: of the way from the cheapest option to the dearest, in [0, 1]: the budget.
+    """
+    budget = min(macs) + share * (max(macs) - min(macs))
+    gains = []
+    for seed, own in enumerate(loss):
+        others = np.delete(loss, seed, axis=0).mean(0)  # (options, bins)
+        told = policy(own, macs, best_within(others, macs, budget).options)
+        gains.append(1 - told.loss / coin(own, macs, told.macs))
+    return np.array(gains)
+
+
+# ---------------------------------------------------------------------- the race
+
+
+def recipe_of(setting: Mapping[str, Any]) -> Recipe:
+    """The recipe of a setting: its own model on top of what all share."""
+    recipe = {**RECIPE, "steps": STEPS, "lr": setting.get("lr", RECIPE["lr"])}
+    model = {**MODEL, **setting["model"]}
+    if setting["kind"] == "ByNoise":
+        del model["patch_size"]  # each band has its own
+    return Recipe(name="regimes", kind=setting["kind"], model=model, **recipe)
+
+
+def mean_macs(model: nn.Module) -> float:
+    """Multiply-adds that are executed for one image, on average over t."""
+    x = torch.zeros(len(LEVELS), model.in_channels, *model.input_size)
+    return count(model, x, LEVELS, torch.zeros_like(LEVELS), repeats=0).macs / len(LEVELS)
+
+
+def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train, and measure on images that were not seen: loss, samples, executed MACs.
+
+    Where settings are still chosen, both are folds of the training half.
+    """
+    recipe, seen, unseen = recipe_of(setting), half("train"), half("heldout")
+    if setting.get("fold"):
+        seen, unseen = (tuple(part[rows] for part in seen) for rows in folds(seen[1])[0])
+    model = fitted(recipe, seed, seen)
+    return {
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": plain(mean_macs(model), 8),
+        **judged(model, recipe, seed, seen, unseen),
+    }
+
+
+@torch.no_grad()
+def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Least seconds of ten steps of a sampler, the models in turns; the seed numbers the race."""
+    torch.manual_seed(seed)
+    models = {name: recipe_of(RACE[name]).build_model().eval() for name in setting["models"]}
+    x, y = torch.randn(setting["batch"], 3, 16, 16), torch.zeros(setting["batch"], dtype=torch.long)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(setting["turns"] + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            for t in range(50, 1000, 100):
+                model(x, torch.full_like(y, t), y)
+            if turn:  # the first one warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: plain(min(found), 5) for name, found in times.items()}
+
+
+# ---------------------------------------------------------------------- the experiments
+
+
+def _one(kind: str = "DiT", **model: Any) -> dict[str, Any]:
+    return {"kind": kind, "model": model}
+
+
+def _scales(width: int) -> dict[str, Any]:
+    """A model with three of four blocks on coarse tokens."""
+    return {
+        "kind": "MultiscaleDiT",
+        "hidden_size": width,
+        "coarse_fraction": 0.75,
+        "skip": "concat",
+    }
+
+
+def _bands(edge: int, *bands: Mapping[str, Any]) -> dict[str, Any]:
+    return _one("ByNoise", bands=[FINE | band for band in bands], edges=[edge])
+
+
+#: Models of about the same executed MACs: four that do the same at every t, and policies.
+RACE: dict[str, dict[str, Any]] = {
+    "coarse": _one(patch_size=4, hidden_size=72),
+    "narrow": _one(hidden_size=32),
+    "shallow and thin": _one(depth=2, mlp_ratio=1.0),
+    "two scales": _one(**_scales(48)),
+    "two scales, twice": _bands(EDGE, _scales(48), _scales(48)),
+    "fine at low noise": _bands(EDGE, {}, _scales(40)),
+    "fine at high noise": _bands(1000 - EDGE, _scales(40), {}),
+}
+TRIED = ("narrow", "two scales", "fine at low noise")
+
+EXPERIMENTS = (
+    Experiment(
+        name="regimes-folds",
+        about="Two learning rates for three of the models, within the training half",
+        settings={
+            f"{name}, lr {lr}": {**RACE[name], "lr": lr, "fold": True}
+            for name in TRIED
+            for lr in (0.008, 0.016)
+        },
+        seeds=(0,),
+        compute=race_cell,
+    ),
+    Experiment(
+        name="regimes",
+        about="A policy over patch sizes against models of the same executed MACs, alike at all t",
+        settings=RACE,
+        seeds=range(3),
+        compute=race_cell,
+    ),
+    Experiment(
+        name="regimes-cost",
+        about="Seconds of ten steps of a sampler, for models of the same executed MACs, in turns",
+        settings={
+            f"batch {batch}": {"models": list(RACE), "batch": batch, "turns": turns}
+            for batch, turns in ((1, 12), (16, 6), (64, 3))
+        },
+        seeds=range(3),
+        compute=cost_cell,
+    ),
+)

@@ -148,12 +148,12 @@ RACE: dict[str, dict[str, Any]] = {
     "fine at low noise": _bands(EDGE, {}, _scales(40)),
     "fine at high noise": _bands(1000 - EDGE, _scales(40), {}),
 }
-TRIED = ("narrow", "two scales", "fine at low noise")
+TRIED = ("two scales", "fine at low noise")
 
 EXPERIMENTS = (
     Experiment(
         name="regimes-folds",
-        about="Two learning rates for three of the models, within the training half",
+        about="Two learning rates for two of the models, within the training half",
         settings={
             f"{name}, lr {lr}": {**RACE[name], "lr": lr, "fold": True}
             for name in TRIED

@@ -86,7 +86,8 @@ def best_within(loss: ArrayLike, macs: Sequence[float], budget: float) -> Policy
     Raises:
         ValueError: not even the cheapest option is within the budget.
     """
-    allowed = [p for p in frontier(loss, macs) if p.macs <= budget]
+    most = budget * (1 + 1e-12)  # means of whole numbers round
+    allowed = [p for p in frontier(loss, macs) if p.macs <= most]
     if not allowed:
         raise ValueError(f"budget={budget}; allowed: at least {min(macs)}, the cheapest option.")
     return allowed[-1]

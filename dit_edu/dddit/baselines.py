@@ -90,7 +90,8 @@ class DiceDiT(DDDiT):
         g = torch.Generator().manual_seed(dice)
         wish = torch.rand(check_positive_int("bands", bands), units, generator=g)
         wish = wish.masked_fill(always.repeat(len(self.blocks)), 2.0)  # what always runs, first
-        self.register_buffer("thrown", within_budget(wish, macs, share))  # (bands, U)
+        thrown = within_budget(wish, macs, share)  # (bands, U)
+        self.register_buffer("thrown", thrown, persistent=False)
 
     def planned(self, t: Tensor) -> Tensor:
         """What runs at steps t (B,): (B, L (h + E)) bool."""

@@ -18,6 +18,7 @@ from torch import nn
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.bands import ByNoise
 from dit_edu.dddit.auxiliary import AuxiliaryDiT
+from dit_edu.dddit.baselines import CachedDiT, DiceDiT
 from dit_edu.dddit.conditions import BudgetedDiT
 from dit_edu.dddit.depth import DepthDiT
 from dit_edu.dddit.exits import ExitDiT
@@ -74,6 +75,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "ByNoise": by_noise,
     "TimestepDiT": TimestepDiT,
     "DDDiT": DDDiT,
+    "DiceDiT": DiceDiT,
+    "CachedDiT": CachedDiT,
     "AuxiliaryDiT": AuxiliaryDiT,
 }
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}

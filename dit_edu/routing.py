@@ -128,6 +128,11 @@ def record_routing(model: nn.Module) -> Iterator[Trace]:
         hook.remove()
 
 
+def recorded() -> bool:
+    """Whether anybody records: a report that is long to write need not be written for nobody."""
+    return bool(_recorders)
+
+
 def report(module: nn.Module, chosen: Tensor, soft: Tensor, macs: Tensor) -> None:
     """Tell whoever records what ``module`` chose; the arguments are those of :class:`Decision`."""
     for recorder in _recorders:

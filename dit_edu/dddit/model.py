@@ -9,7 +9,7 @@ least; or what the router says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,13 +27,14 @@ from dit_edu.dddit.paths import (
     gated_channels,
     gated_heads,
     planned_paths,
+    slices_of,
     within_budget,
 )
 from dit_edu.dddit.router import Choice, Router, Switches
-from dit_edu.dddit.slices import channel_macs, head_macs, pick, some_channels, some_heads
+from dit_edu.dddit.slices import channel_macs, head_macs, some_channels, some_heads
 from dit_edu.dddit.switched import branch
 from dit_edu.dispatch import run_on
-from dit_edu.routing import report
+from dit_edu.routing import recorded, report
 from dit_edu.scaling import Architecture
 
 MODES = ("light", "full", "dynamic")
@@ -186,7 +187,7 @@ class DDDiT(dit.DiT):
             if choice.heard:
                 return self._gated(choice.gates, x, c)
             for items, path in equal_paths(choice.chosen):
-                x = run_on(items, partial(self._along, path.tolist()), x, c)
+                x = run_on(items, partial(self._along, tuple(path.tolist())), x, c)
             return x
 
         return [run]
@@ -210,11 +211,8 @@ class DDDiT(dit.DiT):
         else:
             chosen = self.planned(t)
             choice = Choice(chosen, chosen.float(), chosen.float())
-        macs, h = self.unit_macs(), self.heads
-        by_block = (self._by_block(part).unbind(1) for part in (choice.chosen, choice.soft))
-        for block, chosen, soft in zip(self.blocks, *by_block, strict=True):
-            report(block.attn, chosen[:, :h], soft[:, :h], macs[:h])
-            report(block.mlp, chosen[:, h:], soft[:, h:], macs[h:])
+        if recorded():
+            self._tell(choice)
         return choice
 
     def planned(self, t: Tensor) -> Tensor:
@@ -257,6 +255,13 @@ class DDDiT(dit.DiT):
         head, expert = head_macs(block.attn, tokens), size * channel_macs(block.mlp, tokens)
         return torch.tensor([head] * self.heads + [expert] * self.experts)
 
+    def _tell(self, choice: Choice) -> None:
+        macs, h = self.unit_macs(), self.heads
+        by_block = (self._by_block(part).unbind(1) for part in (choice.chosen, choice.soft))
+        for block, chosen, soft in zip(self.blocks, *by_block, strict=True):
+            report(block.attn, chosen[:, :h], soft[:, :h], macs[:h])
+            report(block.mlp, chosen[:, h:], soft[:, h:], macs[h:])
+
     def _by_block(self, units: Tensor) -> Tensor:
         """(…, L k) → (…, L, k)."""
         return units.unflatten(-1, (len(self.blocks), -1))
@@ -265,20 +270,17 @@ class DDDiT(dit.DiT):
         """What is switched, and the heads that always run: (B, L (h - f + E)) → (B, L (h + E))."""
         return F.pad(self._by_block(switched), (self.least_heads, 0), value=1).flatten(1)
 
-    def _along(self, path: list[bool], x: Tensor, c: Tensor) -> Tensor:
+    def _along(self, path: tuple[bool, ...], x: Tensor, c: Tensor) -> Tensor:
         """The blocks along one path, L (h + E) of true and false: real slices of their weights."""
-        for number, block in enumerate(self.blocks):
-            units = path[number * self.units : (number + 1) * self.units]
-            if all(units):
+        wide = self.blocks[0].mlp.fc1.out_features
+        slices = slices_of(path, self.heads, self.experts, self.shared, wide)
+        for block, (whole, heads, channels) in zip(self.blocks, slices, strict=True):
+            if whole:
                 x = block(x, c)
                 continue
-            if any(units[: self.heads]):
-                heads = pick(_on(units[: self.heads]), self.heads)
+            if heads is not None:
                 x = x + branch(block, False, x, c, partial(some_heads, block.attn, heads))
-            groups = _on([True] * self.shared + units[self.heads :])
-            if groups:
-                of = self.shared + self.experts
-                channels = pick(groups, of, block.mlp.fc1.out_features // of)
+            if channels is not None:
                 x = x + branch(block, True, x, c, partial(some_channels, block.mlp, channels))
         return x
 
@@ -290,7 +292,3 @@ class DDDiT(dit.DiT):
             x = x + branch(block, False, x, c, partial(gated_heads, block.attn, heads))
             x = x + branch(block, True, x, c, partial(gated_channels, block.mlp, groups))
         return x
-
-
-def _on(units: Sequence[bool]) -> list[int]:
-    return [number for number, on in enumerate(units) if on]

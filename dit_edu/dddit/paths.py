@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from dit_edu.attention import Attention
 from dit_edu.branches import Mlp
+from dit_edu.dddit.slices import Which, pick
 from dit_edu.dispatch import Items
 
 Table = Sequence[Sequence[float]]  # rows (t, heads, experts)
@@ -58,14 +61,64 @@ def planned_paths(table: Table, t: Tensor, depth: int, heads: int, experts: int)
     Returns:
         (B, L (h + E)) bool, on the CPU.
     """
-    starts = torch.tensor([float(row[0]) for row in table])
-    band = torch.searchsorted(starts, t.detach().float().cpu(), right=True) - 1  # (B,)
-    number = torch.tensor([[spread(mean, depth) for mean in row[1:]] for row in table])  # (R, 2, L)
+    starts, paths = _of_rows(tuple(map(tuple, table)), depth, heads, experts)
+    if len(starts) == 1:
+        return paths.expand(len(t), -1)  # (1, L (h + E)) -> (B, L (h + E))
+    return paths[torch.searchsorted(starts, t.detach().float().cpu(), right=True) - 1]
+
+
+@cache
+def _of_rows(
+    rows: tuple[tuple[float, ...], ...], depth: int, heads: int, experts: int
+) -> tuple[Tensor, Tensor]:
+    """The steps (R,) at which the rows of a table begin, and their paths (R, L (h + E))."""
+    number = torch.tensor([[spread(mean, depth) for mean in row[1:]] for row in rows])  # (R, 2, L)
     parts = [
         torch.arange(most) < number[:, kind, :, None]  # (R, L, most)
         for kind, most in enumerate((heads, experts))
     ]
-    return torch.cat(parts, -1).flatten(1)[band]  # (R, L (h + E)) -> (B, L (h + E))
+    starts = torch.tensor([float(row[0]) for row in rows])
+    return starts, torch.cat(parts, -1).flatten(1)
+
+
+class Slices(NamedTuple):
+    """What a path says of one block.
+
+    Attributes:
+        whole: everything runs.
+        heads, channels: which do, for :mod:`~dit_edu.dddit.slices`; None for none.
+    """
+
+    whole: bool
+    heads: Which | None
+    channels: Which | None
+
+
+@lru_cache(maxsize=1024)
+def slices_of(
+    path: tuple[bool, ...], heads: int, experts: int, shared: int, wide: int
+) -> list[Slices]:
+    """A path, block by block, as slices of the weights.
+
+    Args:
+        path: L (h + E) of true and false.
+        heads, experts: h and E.
+        shared: groups of channels that always run, the first.
+        wide: channels of an MLP.
+    """
+    found, size = [], wide // (shared + experts)
+    for start in range(0, len(path), heads + experts):
+        units = path[start : start + heads + experts]
+        on = [unit for unit in range(heads) if units[unit]]
+        groups = [*range(shared), *(shared + e for e in range(experts) if units[heads + e])]
+        found.append(
+            Slices(
+                all(units),
+                pick(on, heads) if on else None,
+                pick(groups, shared + experts, size) if groups else None,
+            )
+        )
+    return found
 
 
 def spread(mean: float, blocks: int) -> list[int]:
@@ -98,9 +151,10 @@ def within_budget(wish: Tensor, macs: Tensor, budget: float) -> Tensor:
 
 def equal_paths(chosen: Tensor) -> list[tuple[Items, Tensor]]:
     """The different rows of choices (B, U), each (U,), and whose they are."""
-    paths, which = chosen.cpu().unique(dim=0, return_inverse=True)  # (P, U), (B,)
-    if len(paths) == 1:
-        return [(slice(None), paths[0])]
+    here = chosen.cpu()
+    if bool((here == here[:1]).all()):
+        return [(slice(None), here[0])]
+    paths, which = here.unique(dim=0, return_inverse=True)  # (P, U), (B,)
     return [
         ((which == number).nonzero().squeeze(1).to(chosen.device), path)
         for number, path in enumerate(paths)

@@ -120,7 +120,8 @@ def release(
         recipe: whose model it is.
         seeds: of the training runs; the averaged weights of the first are shipped.
         device: see :func:`dit_edu.lab.train.train`.
-        steps, scales: what to choose among; of one setting nothing is chosen.
+        steps, scales: what to choose among; of one setting nothing is chosen. A model that starts
+            from another is sampled as that one is, which has seen both halves of every fold.
         report: called with a line of text now and then.
 
     Returns:
@@ -132,7 +133,9 @@ def release(
     """
     if not seeds:
         raise ValueError("seeds=() is empty; allowed: at least one seed.")
-    if len(steps) == len(scales) == 1:
+    if recipe.start is not None:
+        sampling, tried = Sampling(**zoo.card(recipe.start)["sampling"]), []
+    elif len(steps) == len(scales) == 1:
         sampling, tried = Sampling.usual(recipe.process, steps[0], scales[0]), []
     else:
         sampling, tried = choose_sampling(recipe, device=device, steps=steps, scales=scales)

@@ -62,7 +62,7 @@ class Experts(nn.Module):
         experts: E more, all D → D and of one width.
         keep: k, 1 to E; with bands 1.
         asks: one of ``ASKERS``.
-        noise: of the choice, in training.
+        noise, unbiased: of the choice, see :class:`~dit_edu.dddit.router.TopK`.
 
     Raises:
         TypeError, ValueError: ``keep`` does not fit, or ``asks`` is unknown.
@@ -75,6 +75,7 @@ class Experts(nn.Module):
         keep: int,
         asks: str,
         noise: float = 1.0,
+        unbiased: bool = False,
     ) -> None:
         super().__init__()
         most = 1 if check_choice("asks", asks, ASKERS) == "band" else len(experts)
@@ -84,7 +85,7 @@ class Experts(nn.Module):
             )
         self.shared, self.asks = shared, asks
         self.experts = nn.ModuleList(experts)
-        self.choice = TopK(keep, noise)
+        self.choice = TopK(keep, noise, unbiased=unbiased)
         self.router: nn.Module = Bands(len(experts))
         if asks != "band":  # tokens ask so often that their router has to be small
             dim = shared.fc1.in_features
@@ -98,7 +99,7 @@ class Experts(nn.Module):
         keep: int = 1,
         shared: float = 0.5,
         asks: str = "image",
-        noise: float = 1.0,
+        **choice: Any,
     ) -> Experts:
         """Experts that say what an MLP says, whichever are chosen, until they have learned.
 
@@ -110,7 +111,7 @@ class Experts(nn.Module):
             experts: E.
             keep: k.
             shared: the share, in (0, 1).
-            asks, noise: as for the class.
+            asks, **choice: as for the class.
 
         Raises:
             ValueError: ``shared`` leaves no channel to one of the two.
@@ -122,7 +123,7 @@ class Experts(nn.Module):
         rest = _channels(mlp, slice(cut, None))
         nn.init.zeros_(rest.fc2.bias)  # the shared expert has it
         copies = [copy.deepcopy(rest) for _ in range(check_positive_int("experts", experts))]
-        found = cls(_channels(mlp, slice(cut)), copies, keep, asks, noise)
+        found = cls(_channels(mlp, slice(cut)), copies, keep, asks, **choice)
         return found.to(mlp.fc1.weight)  # its dtype and device
 
     def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
@@ -163,7 +164,7 @@ class ExpertDiT(DiT):
         keep: k.
         shared: the share of the MLP's channels that always runs.
         asks: ``"step"``, ``"image"`` (its step and label) or ``"token"``; or ``"band"``.
-        noise: of the choices, in training.
+        noise, unbiased: of the choices, see :class:`~dit_edu.dddit.router.TopK`.
         **settings: as for :class:`~dit_edu.dit.DiT`, ``conditioning`` aside.
 
     Raises:
@@ -178,6 +179,7 @@ class ExpertDiT(DiT):
         shared: float = 0.5,
         asks: str = "image",
         noise: float = 1.0,
+        unbiased: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -186,7 +188,13 @@ class ExpertDiT(DiT):
             raise ValueError(f"conditioning={kind!r} of an ExpertDiT; allowed: 'adaln-zero'.")
         self.asks = asks
         self.split = partial(
-            Experts.from_mlp, experts=experts, keep=keep, shared=shared, asks=asks, noise=noise
+            Experts.from_mlp,
+            experts=experts,
+            keep=keep,
+            shared=shared,
+            asks=asks,
+            noise=noise,
+            unbiased=unbiased,
         )
         for block in self.blocks:
             block.mlp = self.split(block.mlp)

@@ -113,16 +113,25 @@ class TopK(_Chooser):
         noise: how much Gumbel noise the logits get in training; with 1, the choice is a draw of k
             by their softmax.
         heard: in training, let those that were not chosen be heard too. Everything is computed.
+        unbiased: a gate's slope is that of the logarithm of its softmax. With k = 1 and noise 1,
+            and for a loss that is linear in the gates, the mean slope is then that of the mean
+            loss; without it, units that are chosen often are preferred.
 
     Raises:
-        TypeError, ValueError: ``k`` is no positive integer or above E; ``noise`` is negative.
+        TypeError, ValueError: ``k`` is no positive integer or above E; ``noise`` is negative; both
+            ``heard`` and ``unbiased``.
 
-    Source: Shazeer et al. 2017; the noise, Kool, van Hoof & Welling 2019.
+    Source: Shazeer et al. 2017; the noise, Kool, van Hoof & Welling 2019; without bias, Williams
+    1992.
     """
 
-    def __init__(self, k: int, noise: float = 1.0, heard: bool = False) -> None:
+    def __init__(
+        self, k: int, noise: float = 1.0, heard: bool = False, unbiased: bool = False
+    ) -> None:
         super().__init__(noise, heard)
-        self.k = check_positive_int("k", k)
+        self.k, self.unbiased = check_positive_int("k", k), unbiased
+        if heard and unbiased:
+            raise ValueError("unbiased=True with heard=True; allowed: one of them.")
 
     def forward(self, logits: Tensor) -> Choice:
         """Logits (B, E) → a choice; its ``soft`` is their softmax."""
@@ -130,7 +139,8 @@ class TopK(_Chooser):
         if self.training and self.noise:
             tried = logits + self.noise * gumbel_like(logits)
         soft = logits.softmax(-1)  # (B, E)
-        return self.decide(top_k(tried, self.k), soft, soft)
+        relaxed = logits.log_softmax(-1) if self.unbiased else soft  # (B, E)
+        return self.decide(top_k(tried, self.k), relaxed, soft)
 
 
 class Switches(_Chooser):

@@ -24,6 +24,7 @@ def test_a_fresh_router_says_its_bias_to_all():
     router = Router(8, 5, bias=3.0)
     torch.testing.assert_close(router(torch.randn(7, 8)), torch.full((7, 5), 3.0))
     assert router(torch.randn(2, 6, 8)).shape == (2, 6, 5)
+    assert len(Router(8, 5, hidden=False).mlp) == 1
     router(torch.randn(7, 8)).square().sum().backward()
     assert router.mlp[-1].weight.grad.abs().sum() > 0  # it can leave
 
@@ -78,6 +79,23 @@ def test_the_noise_of_a_competition_draws_by_the_softmax():
     p = LOGITS[0].softmax(-1)
     error = (p * (1 - p) / n).sqrt()
     assert ((chosen.double().mean(0) - p).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_what_competing_units_hear_of_what_they_are_worth(unbiased):
+    torch.manual_seed(0)
+    worth = torch.tensor([-1.0, -1.0, -0.5, 0.2]).double()  # ∂loss/∂g
+    logits = torch.tensor([0.4, 0.0, -0.4, 0.1]).double().requires_grad_()
+    gates = TopK(1, unbiased=unbiased).train()(logits.expand(400_000, -1)).gates
+    assert set(gates.unique().tolist()) == {0.0, 1.0}
+    (gates @ worth).mean().backward()
+    p = logits.detach().softmax(-1)
+    mean = ((p if unbiased else p.square()) * worth).sum()
+    want = p * ((worth if unbiased else p * worth) - mean)
+    torch.testing.assert_close(logits.grad, want, rtol=0.02, atol=1e-3)
+    if unbiased:  # that of the mean loss
+        (slope,) = torch.autograd.grad((logits.softmax(-1) * worth).sum(), logits)
+        torch.testing.assert_close(want, slope)
 
 
 @pytest.mark.parametrize("heard", [True, False])
@@ -174,6 +192,7 @@ def test_the_loss_is_the_process_s_the_budget_and_the_entropy():
         (lambda: TopK(0), ValueError, "k=0"),
         (lambda: TopK(5)(LOGITS), ValueError, "k=5 of 4"),
         (lambda: TopK(2, noise=-1.0), ValueError, "noise=-1.0"),
+        (lambda: TopK(2, heard=True, unbiased=True), ValueError, "unbiased=True with heard=True"),
         (lambda: Switches(noise=float("nan")), ValueError, "noise=nan"),
         (lambda: Switches(temperature=0.0), ValueError, "temperature=0.0"),
         (lambda: BudgetedLosses(1.5), ValueError, "target=1.5"),

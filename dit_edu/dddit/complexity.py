@@ -19,7 +19,8 @@ def power(x: Tensor) -> Tensor:
         x: (B, C, H, W).
 
     Returns:
-        |DFT|² / (H W), the mean over the channels: (B, H, W), the constant wave first.
+        The squared amplitudes of the discrete Fourier transform over H W, averaged over the
+        channels, (B, H, W). The constant wave comes first.
     """
     return torch.fft.fft2(x, norm="ortho").abs().square().mean(1)  # (B, C, H, W) -> (B, H, W)
 

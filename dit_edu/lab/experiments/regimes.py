@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dit_edu.dddit.policies import best_within, coin, policy
+from dit_edu.lab import zoo
 from dit_edu.lab.data import folds
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment, read
@@ -64,6 +65,44 @@ def oracle_gains(loss: np.ndarray, macs: Sequence[float], share: float) -> np.nd
         told = policy(own, macs, best_within(others, macs, budget).options)
         gains.append(1 - told.loss / coin(own, macs, told.macs))
     return np.array(gains)
+
+
+@torch.no_grad()
+def knowing_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What it is worth to know the step, the image, or both, for two models of the zoo.
+
+    Half of all questions may go to the dear model. Which, is chosen by the mean loss over one half
+    of the noise and judged on the other. The seed is that of images and noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images, labels = half("heldout")
+    rows = torch.randperm(len(images), generator=generator)[: setting["images"]]
+    draws, bins = setting["draws"], 10
+    x0 = images[rows].repeat_interleave(bins * draws, 0)
+    y = labels[rows].repeat_interleave(bins * draws)
+    bin_of = torch.arange(bins).repeat_interleave(draws).repeat(len(rows))
+    t = ((bin_of + torch.rand(len(y), generator=generator)) * 1000 / bins).long()
+    noise = torch.randn(x0.shape, generator=generator)
+    found = []
+    for name in setting["models"]:
+        model, card = zoo.load(name)
+        process = Recipe.from_dict(card["recipe"]).process.build()
+        loss = [
+            process.losses(model, *part[:3], noise=part[3])["loss"]
+            for part in zip(*(p.split(500) for p in (x0, t, y, noise)), strict=True)
+        ]
+        found.append(torch.cat(loss).view(len(rows), bins, 2, -1).mean(-1))
+    cheap, dear = found  # (images, bins, 2), one for each half of the noise
+    saved, judged_by = (cheap - dear).double().unbind(-1)  # (images, bins) twice
+    blind = (0.5 * (cheap + dear)).double()[..., 1].mean()
+    known = {"t": saved.mean(0, keepdim=True), "image": saved.mean(1, keepdim=True), "both": saved}
+    gains = {}
+    for name, worth in known.items():
+        worth = worth.expand_as(saved).flatten()
+        chosen = worth.argsort(descending=True, stable=True)[: len(worth) // 2]
+        won = 0.5 * (judged_by.flatten()[chosen].mean() - judged_by.mean())  # eq-regimes-coin
+        gains[name] = plain(float(won / blind))
+    return gains
 
 
 # ---------------------------------------------------------------------- the race
@@ -151,6 +190,19 @@ RACE: dict[str, dict[str, Any]] = {
 TRIED = ("two scales", "fine at low noise")
 
 EXPERIMENTS = (
+    Experiment(
+        name="regimes-knowing",
+        about="What knowing the step, the image, or both is worth, for two models of the zoo",
+        settings={
+            "two scales or fine": {
+                "models": ["shapes-hidit", "small-shapes-dit"],
+                "images": 100,
+                "draws": 16,
+            }
+        },
+        seeds=range(3),
+        compute=knowing_cell,
+    ),
     Experiment(
         name="regimes-folds",
         about="Two learning rates for two of the models, within the training half",

@@ -21,11 +21,13 @@ from dit_edu import dit
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.conditioning import AdaLNZeroBlock
 from dit_edu.dddit.paths import (
+    Slices,
     Table,
     check_table,
     equal_paths,
     gated_channels,
     gated_heads,
+    narrowed,
     planned_paths,
     slices_of,
     within_budget,
@@ -38,6 +40,7 @@ from dit_edu.routing import recorded, report
 from dit_edu.scaling import Architecture
 
 MODES = ("light", "full", "dynamic")
+KEPT = 16  # paths whose slices are kept
 #: Who asks the router.
 ASKERS = ("step", "image")
 
@@ -117,6 +120,8 @@ class DDDiT(dit.DiT):
         self.mode = "dynamic"
         self.table = table
         self.budget = None
+        self._kept: dict[tuple[bool, ...], tuple[Any, list[AdaLNZeroBlock]]] = {}
+        self._cut = [p for b in self.blocks for part in (b.attn, b.mlp) for p in part.parameters()]
         dim = self.t_embedder.mlp[-1].out_features
         self.router = Router(dim, depth * (self.units - least_heads), bias, pace)
         self.choice = Switches(noise)
@@ -186,8 +191,12 @@ class DDDiT(dit.DiT):
             choice = self.choose(t, emb if self.asks == "step" else c)
             if choice.heard:
                 return self._gated(choice.gates, x, c)
-            for items, path in equal_paths(choice.chosen):
-                x = run_on(items, partial(self._along, tuple(path.tolist())), x, c)
+            paths = equal_paths(choice.chosen)
+            along = self._along
+            if len(paths) == 1 and self.shared and self.least_heads and not torch.is_grad_enabled():
+                along = self._again_along
+            for items, path in paths:
+                x = run_on(items, partial(along, tuple(path.tolist())), x, c)
             return x
 
         return [run]
@@ -272,9 +281,7 @@ class DDDiT(dit.DiT):
 
     def _along(self, path: tuple[bool, ...], x: Tensor, c: Tensor) -> Tensor:
         """The blocks along one path, L (h + E) of true and false: real slices of their weights."""
-        wide = self.blocks[0].mlp.fc1.out_features
-        slices = slices_of(path, self.heads, self.experts, self.shared, wide)
-        for block, (whole, heads, channels) in zip(self.blocks, slices, strict=True):
+        for block, (whole, heads, channels) in zip(self.blocks, self._slices(path), strict=True):
             if whole:
                 x = block(x, c)
                 continue
@@ -283,6 +290,31 @@ class DDDiT(dit.DiT):
             if channels is not None:
                 x = x + branch(block, True, x, c, partial(some_channels, block.mlp, channels))
         return x
+
+    def _again_along(self, path: tuple[bool, ...], x: Tensor, c: Tensor) -> Tensor:
+        """The same for a path that a sampler will take many times: its slices are copied once.
+
+        They are copied anew when a weight has changed. It costs what a static model does.
+        """
+        now = [(part.data_ptr(), part._version) for part in self._cut]
+        stamp, blocks = self._kept.get(path, (None, None))
+        if stamp != now:
+            blocks = [
+                block if whole else narrowed(block, heads, channels)
+                for block, (whole, heads, channels) in zip(
+                    self.blocks, self._slices(path), strict=True
+                )
+            ]
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[path] = now, blocks
+        for block in blocks:
+            x = block(x, c)
+        return x
+
+    def _slices(self, path: tuple[bool, ...]) -> list[Slices]:
+        wide = self.blocks[0].mlp.fc1.out_features
+        return slices_of(path, self.heads, self.experts, self.shared, wide)
 
     def _gated(self, gates: Tensor, x: Tensor, c: Tensor) -> Tensor:
         """All blocks, computed wholly and weighted: gates (B, L (h + E)). For training."""

@@ -8,6 +8,7 @@ is off is heard, and what slices are tested against.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -17,10 +18,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_edu.attention import Attention
 from dit_edu.branches import Mlp
+from dit_edu.conditioning import AdaLNZeroBlock
 from dit_edu.dddit.slices import Which, pick
 from dit_edu.dispatch import Items
 
@@ -147,6 +149,43 @@ def within_budget(wish: Tensor, macs: Tensor, budget: float) -> Tensor:
     macs = macs.to(wish.device)
     affordable = macs[order].cumsum(-1) <= budget * macs.sum()  # (B, U), in that order
     return torch.zeros_like(affordable).scatter(-1, order, affordable)
+
+
+@torch.no_grad()
+def narrowed(block: AdaLNZeroBlock, heads: Which, channels: Which) -> AdaLNZeroBlock:
+    """A block of some heads and some channels: their weights copied once, the rest shared.
+
+    It gives no gradient to the weights that it was copied from.
+    """
+    small, old = _shallow(block), block.attn
+    small.attn, small.mlp = attn, mlp = _shallow(old), _shallow(block.mlp)
+    qkv = (
+        None if part is None else part.unflatten(0, (3, old.num_heads, -1))[:, heads].flatten(0, 2)
+        for part in (old.qkv.weight, old.qkv.bias)
+    )  # (3D, D) -> (3kd, D), and (3D,) -> (3kd,)
+    columns = old.proj.weight.unflatten(1, (old.num_heads, -1))[:, heads]  # (D, k, d)
+    attn.num_heads = columns.shape[1]
+    attn.qkv, attn.proj = _linear(*qkv), _linear(columns.flatten(1), old.proj.bias)
+    fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+    mlp.fc1 = _linear(fc1.weight[channels], fc1.bias[channels])  # (rD, D) -> (w, D)
+    mlp.fc2 = _linear(fc2.weight[:, channels], fc2.bias)  # (D, rD) -> (D, w)
+    return small
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy that shares its parts, until they are replaced."""
+    other = copy.copy(module)
+    other._modules = dict(module._modules)
+    return other
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear map with these weights, (out, in)."""
+    layer = nn.Linear(*weight.shape[::-1], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
 
 
 def equal_paths(chosen: Tensor) -> list[tuple[Items, Tensor]]:

@@ -138,6 +138,37 @@ def test_macs_are_those_that_run(options, mode):
     assert int(each.sum()) == int((net.unit_macs().repeat(3) * chosen).sum())
 
 
+@torch.no_grad()
+def test_kept_slices_follow_the_weights():
+    net, (x, t, y) = model(), inputs()
+    t = torch.full_like(t, 400)  # one path
+    first = net(x, t, y)
+    with torch.enable_grad():
+        torch.testing.assert_close(first, net(x, t, y), rtol=1e-10, atol=1e-10)
+    changes = {
+        "in place": lambda: net.blocks[1].attn.qkv.weight.mul_(1.5),
+        "loaded": lambda: net.load_state_dict(model(input_size=8).state_dict()),
+        "replaced": lambda: setattr(
+            net.blocks[0].mlp.fc2.weight, "data", torch.randn(32, 128).double()
+        ),
+        "a bias": lambda: net.blocks[2].attn.proj.bias.add_(1.0),
+    }
+    for change in changes.values():
+        change()
+        with torch.enable_grad():
+            want = net(x, t, y)
+        torch.testing.assert_close(net(x, t, y), want, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(first, want)
+    assert len(net._kept) <= 2
+    for units in torch.rand(20, 3 * net.units, dtype=torch.float64) > 0.3:
+        net._again_along(
+            tuple(units.view(3, -1).index_fill(1, torch.tensor([0]), True).flatten().tolist()),
+            torch.randn(1, 16, 32).double(),
+            torch.randn(1, 32).double(),
+        )
+    assert len(net._kept) <= 16
+
+
 def test_modes_are_ordered():
     net = model(table=TABLE)
     t = torch.arange(0, 1000, 20)

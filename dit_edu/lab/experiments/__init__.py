@@ -47,6 +47,7 @@ CHAPTERS = (
     "deployment",
     "hidit",
     "router",
+    "experts",
     "depth",
 )
 TREE = Path(__file__).resolve().parents[3]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dit_edu.dddit.policies import best_within, coin, policy
 from dit_edu.lab import zoo
@@ -67,6 +67,25 @@ def oracle_gains(loss: np.ndarray, macs: Sequence[float], share: float) -> np.nd
     return np.array(gains)
 
 
+def worth_of_knowing(saved: Tensor, judged: Tensor) -> dict[str, Tensor]:
+    """What half of the budget wins over a coin for who knows the step, the image, or both.
+
+    Args:
+        saved: what the dear option saves, (images, bins), as it is known to who chooses.
+        judged: the same, measured anew.
+    """
+    known = {
+        "t": saved.mean(0, keepdim=True).expand_as(saved),
+        "image": saved.mean(1, keepdim=True).expand_as(saved),
+        "both": saved,
+    }
+    gains = {}
+    for name, worth in known.items():
+        chosen = worth.flatten().argsort(descending=True, stable=True)[: saved.numel() // 2]
+        gains[name] = 0.5 * (judged.flatten()[chosen].mean() - judged.mean())  # eq-regimes-coin
+    return gains
+
+
 @torch.no_grad()
 def knowing_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What it is worth to know the step, the image, or both, for two models of the zoo.
@@ -92,17 +111,10 @@ def knowing_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
             for part in zip(*(p.split(500) for p in (x0, t, y, noise)), strict=True)
         ]
         found.append(torch.cat(loss).view(len(rows), bins, 2, -1).mean(-1))
-    cheap, dear = found  # (images, bins, 2), one for each half of the noise
-    saved, judged_by = (cheap - dear).double().unbind(-1)  # (images, bins) twice
-    blind = (0.5 * (cheap + dear)).double()[..., 1].mean()
-    known = {"t": saved.mean(0, keepdim=True), "image": saved.mean(1, keepdim=True), "both": saved}
-    gains = {}
-    for name, worth in known.items():
-        worth = worth.expand_as(saved).flatten()
-        chosen = worth.argsort(descending=True, stable=True)[: len(worth) // 2]
-        won = 0.5 * (judged_by.flatten()[chosen].mean() - judged_by.mean())  # eq-regimes-coin
-        gains[name] = plain(float(won / blind))
-    return gains
+    cheap, dear = (loss.double().unbind(-1) for loss in found)  # of each half of the noise
+    blind = (cheap[1] + dear[1]).mean() / 2
+    won = worth_of_knowing(cheap[0] - dear[0], cheap[1] - dear[1])
+    return {name: plain(float(gain / blind)) for name, gain in won.items()}
 
 
 # ---------------------------------------------------------------------- the race

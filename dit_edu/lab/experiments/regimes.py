@@ -238,7 +238,7 @@ EXPERIMENTS = (
         about="Seconds of ten steps of a sampler, for models of the same executed MACs, in turns",
         settings={
             f"batch {batch}": {"models": list(RACE), "batch": batch, "turns": turns}
-            for batch, turns in ((1, 12), (16, 6), (64, 3))
+            for batch, turns in ((1, 8), (16, 4), (64, 2))
         },
         seeds=range(3),
         compute=cost_cell,

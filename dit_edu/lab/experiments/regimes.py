@@ -228,9 +228,16 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="regimes",
-        about="A policy over patch sizes against models of the same executed MACs, alike at all t",
-        settings=RACE,
+        about="A policy over t against the best of those that do the same at all t, at equal MACs",
+        settings={name: RACE[name] for name in TRIED},
         seeds=range(3),
+        compute=race_cell,
+    ),
+    Experiment(
+        name="regimes-others",
+        about="Others of equal MACs: three that do the same at all t, and two policies; one seed",
+        settings={name: model for name, model in RACE.items() if name not in TRIED},
+        seeds=(0,),
         compute=race_cell,
     ),
     Experiment(

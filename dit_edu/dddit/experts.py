@@ -25,6 +25,7 @@ from dit_edu.bands import even_edges
 from dit_edu.branches import Mlp
 from dit_edu.conditioning import AdaLNZeroBlock
 from dit_edu.dddit.router import Router, TopK
+from dit_edu.dddit.slices import keep_channels
 from dit_edu.dddit.switched import branch
 from dit_edu.dispatch import run_on
 from dit_edu.dit import DiT
@@ -238,10 +239,7 @@ class ExpertDiT(DiT):
 def _channels(mlp: Mlp, which: slice) -> Mlp:
     """The same MLP with some of its hidden channels: a copy."""
     part = copy.deepcopy(mlp)
-    part.fc1.weight = nn.Parameter(mlp.fc1.weight.detach()[which].clone())  # (w, D)
-    part.fc1.bias = nn.Parameter(mlp.fc1.bias.detach()[which].clone())
-    part.fc2.weight = nn.Parameter(mlp.fc2.weight.detach()[:, which].clone())  # (D, w)
-    part.fc1.out_features = part.fc2.in_features = len(part.fc1.bias)
+    keep_channels(part, which)
     return part
 
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dit_edu.branches import Mlp
 from dit_edu.dddit.model import DDDiT
 from dit_edu.dddit.router import BudgetedLosses
+from dit_edu.dddit.slices import keep_channels
 from dit_edu.dit import DiT
 from dit_edu.interpolant import Interpolant
 
@@ -79,17 +79,7 @@ def thinned(model: DiT, width: int) -> DiT:
     """
     thin = copy.deepcopy(model)
     for block in thin.blocks:
-        old = block.mlp
-        kept = slice(width)
-        block.mlp = Mlp(old.fc1.in_features, width, old.drop.p).to(old.fc1.weight)
-        block.mlp.load_state_dict(
-            {
-                "fc1.weight": old.fc1.weight[kept],
-                "fc1.bias": old.fc1.bias[kept],
-                "fc2.weight": old.fc2.weight[:, kept],
-                "fc2.bias": old.fc2.bias,
-            }
-        )
+        keep_channels(block.mlp, slice(width))
     return thin
 
 

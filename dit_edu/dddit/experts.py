@@ -112,7 +112,8 @@ class Experts(nn.Module):
             experts: E.
             keep: k.
             shared: the share, in (0, 1).
-            asks, **choice: as for the class.
+            asks: one of ``ASKERS``.
+            choice: ``noise`` and ``unbiased``, as for the class.
 
         Raises:
             ValueError: ``shared`` leaves no channel to one of the two.
@@ -207,7 +208,7 @@ class ExpertDiT(DiT):
             dense: of the same sizes; it stays as it is.
 
         Returns:
-            This model: every expert is a copy of its part of an MLP, and the routers are fresh.
+            This model, whose experts are copies of a part of an MLP, and whose routers are fresh.
 
         Raises:
             RuntimeError: a size differs.

@@ -65,7 +65,7 @@ def some_heads(attn: Attention, heads: Which, x: Tensor) -> Tensor:
         x: tokens, (B, N, D).
 
     Returns:
-        (B, N, D): the output matrix of the chosen heads, and its whole bias.
+        (B, N, D), by the columns of the output matrix that belong to them, and its whole bias.
 
     Raises:
         TypeError: ``attn`` is another attention, which may work in its own way.
@@ -91,7 +91,7 @@ def some_channels(mlp: Mlp, channels: Which, x: Tensor) -> Tensor:
         x: tokens, (B, N, D).
 
     Returns:
-        (B, N, D): the second map of the chosen channels, and its whole bias.
+        (B, N, D), by the second map of the chosen channels, and its whole bias.
     """
     wide = F.linear(x, mlp.fc1.weight[channels], mlp.fc1.bias[channels])  # (B, N, D) -> (B, N, w)
     wide = mlp.drop(mlp.act(wide))

@@ -34,7 +34,7 @@ from dit_edu.dispatch import run_on
 from dit_edu.dit import DiT
 from dit_edu.routing import report
 
-#: The widths by name: the share of the heads and of the MLPs' channels, the narrowest first.
+#: Each width is a share of the heads and of the MLPs' channels; the narrowest comes first.
 WIDTHS = {"light": 0.25, "base": 0.5, "heavy": 1.0}
 
 
@@ -52,9 +52,6 @@ class TimestepDiT(DiT):
         num_timesteps: T, for the bands.
         **settings: as for :class:`~dit_edu.dit.DiT`; ``num_heads`` and the MLP's width are
             multiples of 4.
-
-    Attributes:
-        bands: they may be set at any time, and go before the gate.
 
     Raises:
         TypeError, ValueError: an argument does not fit another one.
@@ -96,6 +93,8 @@ class TimestepDiT(DiT):
     @property
     def bands(self) -> tuple[str, ...] | None:
         """The width of each range of t, low noise first, or None.
+
+        They may be set at any time, and go before the gate.
 
         Raises:
             ValueError: there are none, or one has no such name.

@@ -208,7 +208,7 @@ EXPERIMENTS = (
         settings={
             "two scales or fine": {
                 "models": ["shapes-hidit", "small-shapes-dit"],
-                "images": 100,
+                "images": 40,
                 "draws": 16,
             }
         },
@@ -245,7 +245,7 @@ EXPERIMENTS = (
         about="Seconds of ten steps of a sampler, for models of the same executed MACs, in turns",
         settings={
             f"batch {batch}": {"models": list(RACE), "batch": batch, "turns": turns}
-            for batch, turns in ((1, 8), (16, 4), (64, 2))
+            for batch, turns in ((1, 6), (16, 3), (64, 2))
         },
         seeds=range(3),
         compute=cost_cell,

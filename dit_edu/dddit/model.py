@@ -74,9 +74,6 @@ class DDDiT(dit.DiT):
         **settings: as for :class:`~dit_edu.dit.DiT`, ``conditioning`` aside.
 
     Attributes:
-        mode: ``"full"`` runs everything, ``"light"`` the shared expert and the least heads,
-            ``"dynamic"`` what table or router say; it may be set at any time.
-        budget: the share of what is switched that may run, in place of the router's own number.
         units: units of a block, h heads and then E experts.
         router, choice: from a condition to logits, and from logits to what runs.
 
@@ -137,7 +134,11 @@ class DDDiT(dit.DiT):
 
     @property
     def mode(self) -> str:
-        """What runs, one of ``MODES``."""
+        """What runs; it may be set at any time.
+
+        ``"full"`` runs everything, ``"light"`` the shared expert and the least heads, and
+        ``"dynamic"`` what table or router say.
+        """
         return self._mode
 
     @mode.setter

@@ -84,11 +84,9 @@ def _of_rows(
 
 
 class Slices(NamedTuple):
-    """What a path says of one block.
+    """What a path says of one block: whether all of it runs, else which heads and channels do.
 
-    Attributes:
-        whole: everything runs.
-        heads, channels: which do, for :mod:`~dit_edu.dddit.slices`; None for none.
+    They are as in :mod:`~dit_edu.dddit.slices`, and None for none.
     """
 
     whole: bool

@@ -22,7 +22,7 @@ from dit_edu.dddit.slices import keep_channels
 from dit_edu.dit import DiT
 from dit_edu.interpolant import Interpolant
 
-#: The modes of successive updates: light and full are exercised, dynamic is what is wanted.
+#: Every other update is one of dynamic mode; the other two modes share the rest.
 TURNS = ("dynamic", "light", "dynamic", "full")
 
 
@@ -108,9 +108,6 @@ class ModeLosses:
     Args:
         dynamic: the loss of dynamic mode.
         turns: the modes of successive updates, again and again.
-
-    Attributes:
-        step: how many updates are done; the training loop sets it.
     """
 
     def __init__(self, dynamic: BudgetedLosses, turns: Sequence[str] = TURNS) -> None:
@@ -118,7 +115,7 @@ class ModeLosses:
 
     @property
     def step(self) -> int:
-        """How many updates are done."""
+        """How many updates are done; the training loop sets it."""
         return self.dynamic.step
 
     @step.setter

@@ -363,6 +363,30 @@ RECIPES["shapes-hidit"] = replace(
         "half": True,
     },
 )
+#: The two DiTs as models in three modes, fine-tuned.
+RECIPES["digits-dddit"] = replace(
+    RECIPES["digits-dit"],
+    name="digits-dddit",
+    about="digits-dit in three modes: heads and groups of channels switched by the step",
+    kind="DDDiT",
+    model={**RECIPES["digits-dit"].model, "pace": 3.0},
+    start="digits-dit",
+    budget=0.6,
+    steps=400,
+    lr=2e-3,
+    warmup=50,
+)
+RECIPES["shapes-dddit"] = replace(
+    RECIPES["shapes-dit"],
+    name="shapes-dddit",
+    about="shapes-dit in three modes: heads and groups of channels switched by the step",
+    kind="DDDiT",
+    model={**RECIPES["shapes-dit"].model, "pace": 3.0},
+    start="shapes-dit",
+    budget=0.6,
+    steps=300,
+    lr=2e-3,
+)
 
 
 def get_recipe(name: str) -> Recipe:

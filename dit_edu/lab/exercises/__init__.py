@@ -41,6 +41,7 @@ CHAPTERS = (
     "results",
     "router",
     "depth",
+    "timestep",
 )
 
 

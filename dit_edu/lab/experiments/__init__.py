@@ -49,6 +49,7 @@ CHAPTERS = (
     "router",
     "experts",
     "depth",
+    "timestep",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -32,6 +32,7 @@ from dit_edu.lab.figures.router import noisy_switch, switches_by_update
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.scaling import cost_calculator
 from dit_edu.lab.figures.stages import stages_of_training
+from dit_edu.lab.figures.timestep import width_by_step
 from dit_edu.lab.figures.training import expected_loss
 from dit_edu.lab.figures.unet import larger_scenes, where_they_look
 from dit_edu.lab.recipes import Recipe
@@ -72,6 +73,7 @@ __all__ = [
     "waves_of_time",
     "where_heads_look",
     "where_they_look",
+    "width_by_step",
 ]
 
 
@@ -105,6 +107,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "guidance-scale": guidance_scale,
     "layers-by-step": layers_by_step,
     "depth-by-budget": depth_by_budget,
+    "width-by-step": width_by_step,
     "switches-by-update": switches_by_update,
     "noisy-switch": noisy_switch,
     "stages-of-training": stages_of_training,

@@ -42,6 +42,7 @@ CHAPTERS = (
     "router",
     "depth",
     "timestep",
+    "conditions",
 )
 
 

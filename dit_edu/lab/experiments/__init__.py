@@ -50,6 +50,7 @@ CHAPTERS = (
     "experts",
     "depth",
     "timestep",
+    "conditions",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -8,6 +8,7 @@ from functools import partial
 from dit_edu.lab import zoo
 from dit_edu.lab.figures.attention import where_heads_look
 from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
+from dit_edu.lab.figures.conditions import budget_by_image
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.deployment import few_bits
 from dit_edu.lab.figures.depth import depth_by_budget
@@ -42,6 +43,7 @@ __all__ = [
     "FIGURES",
     "beyond_the_grid",
     "bits_by_step",
+    "budget_by_image",
     "conditioning_race",
     "cost_calculator",
     "depth_by_budget",
@@ -107,6 +109,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "guidance-scale": guidance_scale,
     "layers-by-step": layers_by_step,
     "depth-by-budget": depth_by_budget,
+    "budget-by-image": budget_by_image,
     "width-by-step": width_by_step,
     "switches-by-update": switches_by_update,
     "noisy-switch": noisy_switch,

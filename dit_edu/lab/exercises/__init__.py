@@ -43,6 +43,7 @@ CHAPTERS = (
     "depth",
     "timestep",
     "conditions",
+    "regimes",
 )
 
 

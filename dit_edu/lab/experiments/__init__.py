@@ -51,6 +51,7 @@ CHAPTERS = (
     "depth",
     "timestep",
     "conditions",
+    "regimes",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

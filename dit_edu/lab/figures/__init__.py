@@ -28,6 +28,7 @@ from dit_edu.lab.figures.patchify import (
     patchify_tokens,
     position_similarity,
 )
+from dit_edu.lab.figures.regimes import shared_out
 from dit_edu.lab.figures.results import hidit_race
 from dit_edu.lab.figures.router import noisy_switch, switches_by_update
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
@@ -66,6 +67,7 @@ __all__ = [
     "quality_by_steps",
     "reverse_trajectory",
     "sampler_paths",
+    "shared_out",
     "stages_of_training",
     "step_back",
     "switches_by_update",
@@ -109,6 +111,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "guidance-scale": guidance_scale,
     "layers-by-step": layers_by_step,
     "depth-by-budget": depth_by_budget,
+    "shared-out": shared_out,
     "budget-by-image": budget_by_image,
     "width-by-step": width_by_step,
     "switches-by-update": switches_by_update,

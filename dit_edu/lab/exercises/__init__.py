@@ -40,6 +40,7 @@ CHAPTERS = (
     "deployment",
     "results",
     "router",
+    "experts",
     "depth",
     "timestep",
     "conditions",

@@ -1,10 +1,8 @@
-"""Experts: more parameters at equal MACs, who may ask, who is never asked, and what it costs."""
+"""Experts: more parameters at equal MACs, who may ask, and who is never asked."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,7 @@ from torch import Tensor, nn
 
 from dit_edu.dddit.diagnostics import choices, load
 from dit_edu.dddit.experts import ExpertDiT
-from dit_edu.dddit.router import TopK
-from dit_edu.dit import DiT
 from dit_edu.interpolant import Interpolant
-from dit_edu.lab import zoo
 from dit_edu.lab.data import digits
 from dit_edu.lab.draw import Sampling
 from dit_edu.lab.encoding import plain
@@ -25,7 +20,6 @@ from dit_edu.lab.experiments.depth import executed
 from dit_edu.lab.experiments.dynamic import MODEL, RECIPE
 from dit_edu.lab.experiments.router import LEVELS, THIN
 from dit_edu.lab.experiments.training import heldout_batch, quality
-from dit_edu.lab.profile import count
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.train import train
 from dit_edu.routing import balanced_losses, record_routing
@@ -33,8 +27,6 @@ from dit_edu.routing import balanced_losses, record_routing
 UPDATES = 400
 BALANCE = 0.01  # the weight of the balance loss
 SAMPLING = Sampling(steps=10)
-START = "digits-dit"  # the model that is trained on
-TUNING: dict[str, Any] = {"steps": 300, "batch_size": 64, "lr": 2e-3, "warmup": 50}
 
 
 def recipe_of(setting: Mapping[str, Any]) -> Recipe:
@@ -43,7 +35,7 @@ def recipe_of(setting: Mapping[str, Any]) -> Recipe:
         name="experts",
         kind=setting["kind"],
         model={**MODEL, "mlp_ratio": THIN, **setting["model"]},
-        **(RECIPE | {"steps": setting.get("updates", UPDATES)}),
+        **(RECIPE | {"steps": UPDATES}),
     )
 
 
@@ -111,69 +103,6 @@ def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return measured(last.ema, recipe)
 
 
-def tuned_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Train the digits model on, with experts or without, and measure the average."""
-    start, card = zoo.load(START)
-    recipe = replace(Recipe.from_dict(card["recipe"]), kind=setting["kind"], **TUNING)
-    recipe = replace(recipe, model={**recipe.model, **setting["model"]})
-    if not setting["updates"]:
-        return measured(start, recipe)
-    if recipe.kind == "ExpertDiT":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            start = recipe.build_model().upcycle(start)
-    *_, last = train(recipe, seed=seed, device="cpu", start=start)
-    return measured(last.ema, recipe)
-
-
-# ---------------------------------------------------------------------- time
-
-
-def masked(model: ExpertDiT) -> ExpertDiT:
-    """The same, but every expert works on everything, and what was not asked for is dropped."""
-    for block in model.blocks:
-        block.mlp.choice = TopK(block.mlp.choice.k, noise=0.0, heard=True).train()
-    return model
-
-
-@torch.no_grad()
-def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Least seconds of a forward pass over those of a plain DiT, in turns.
-
-    Routers are drawn at random, wide enough that all experts are asked. All images share a step, as
-    in sampling. The seed numbers the repetitions.
-    """
-    torch.manual_seed(seed)
-    sizes, n = {**MODEL, **setting["model"]}, setting["batch"]
-    dense = DiT(**sizes).eval()
-    ways: dict[str, DiT] = {"plain": dense}
-    for asks in ("step", "image", "token"):
-        ways[asks] = ExpertDiT(asks=asks, **sizes).eval().upcycle(dense)
-        for block in ways[asks].blocks:
-            block.mlp.router.mlp[-1].weight.normal_()
-    ways["masked"] = ExpertDiT(**sizes).eval()
-    ways["masked"].load_state_dict(ways["image"].state_dict())
-    masked(ways["masked"])
-    x = torch.randn(n, dense.in_channels, *dense.input_size)
-    t, y = torch.full((n,), 500), torch.arange(n) % 10
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(setting["turns"] + 1):
-        for name, model in ways.items():
-            start = time.perf_counter()
-            model(x, t, y)
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - start)
-    best = {name: min(found) for name, found in times.items()}  # others may use the machine
-    macs = {name: count(model, x, t, y, repeats=0).macs for name, model in ways.items()}
-    return {
-        name: {
-            "ratio": plain(best[name] / best["plain"]),
-            "macs_ratio": plain(macs[name] / macs["plain"]),
-        }
-        for name in ways
-    }
-
-
 # ---------------------------------------------------------------------- the experiments
 
 
@@ -183,10 +112,6 @@ def _dense(**model: Any) -> dict[str, Any]:
 
 def _routed(asks: str, balance: float = 0.0, **model: Any) -> dict[str, Any]:
     return {"kind": "ExpertDiT", "model": {"asks": asks, **model}, "balance": balance}
-
-
-def _tuned(kind: str, updates: bool = True, **model: Any) -> dict[str, Any]:
-    return {"kind": kind, "model": model, "updates": updates}
 
 
 EXPERIMENTS = (
@@ -201,6 +126,28 @@ EXPERIMENTS = (
             "8 bands": _routed("band", experts=8),
         },
         seeds=range(3),
+        compute=race_cell,
+    ),
+    Experiment(
+        name="experts",
+        about="Four experts of which one runs, by who asks",
+        settings={
+            "step": _routed("step"),
+            "image": _routed("image"),
+            "token": _routed("token"),
+        },
+        seeds=range(2),
+        compute=race_cell,
+    ),
+    Experiment(
+        name="experts-choice",
+        about="Experts that images ask for: without noise, with unbiased gates, and balanced",
+        settings={
+            "image, no noise": _routed("image", noise=0.0),
+            "image, unbiased": _routed("image", unbiased=True),
+            "image, balance": _routed("image", BALANCE),
+        },
+        seeds=range(1),
         compute=race_cell,
     ),
 )

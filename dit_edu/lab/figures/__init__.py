@@ -15,6 +15,7 @@ from dit_edu.lab.figures.depth import depth_by_budget
 from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.dynamic import layers_by_step
+from dit_edu.lab.figures.experts import experts_by_step
 from dit_edu.lab.figures.factorized import two_tables
 from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.guidance import guidance_scale
@@ -49,6 +50,7 @@ __all__ = [
     "cost_calculator",
     "depth_by_budget",
     "expected_loss",
+    "experts_by_step",
     "few_bits",
     "fine_tuning",
     "forward_process",
@@ -116,6 +118,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "width-by-step": width_by_step,
     "switches-by-update": switches_by_update,
     "noisy-switch": noisy_switch,
+    "experts-by-step": experts_by_step,
     "stages-of-training": stages_of_training,
     "loss-by-noise-bin": _digits_losses,
     "patch-loss-map": partial(_of_digits, patch_loss_map),

@@ -42,6 +42,7 @@ CHAPTERS = (
     "router",
     "experts",
     "depth",
+    "modes",
     "timestep",
     "conditions",
     "regimes",

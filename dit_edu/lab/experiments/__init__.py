@@ -49,6 +49,7 @@ CHAPTERS = (
     "router",
     "experts",
     "depth",
+    "modes",
     "timestep",
     "conditions",
     "regimes",

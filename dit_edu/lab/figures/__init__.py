@@ -21,6 +21,7 @@ from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.guidance import guidance_scale
 from dit_edu.lab.figures.latents import latent_noise
 from dit_edu.lab.figures.likelihood import bits_by_step
+from dit_edu.lab.figures.modes import modes_by_step
 from dit_edu.lab.figures.multiscale import tokens_by_depth
 from dit_edu.lab.figures.own_data import fine_tuning
 from dit_edu.lab.figures.patchify import (
@@ -61,6 +62,7 @@ __all__ = [
     "layers_by_step",
     "live_trajectory",
     "loss_by_noise_bin",
+    "modes_by_step",
     "noise_floors",
     "noisy_switch",
     "patch_loss_map",
@@ -116,6 +118,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "shared-out": shared_out,
     "budget-by-image": budget_by_image,
     "width-by-step": width_by_step,
+    "modes-by-step": modes_by_step,
     "switches-by-update": switches_by_update,
     "noisy-switch": noisy_switch,
     "experts-by-step": experts_by_step,

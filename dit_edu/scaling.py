@@ -159,7 +159,7 @@ class Architecture:
 
     @property
     def each_block(self) -> int:
-        """MACs of one block for one image: what one block more would cost."""
+        """What one block more would cost, in MACs for one image."""
         deeper = replace(self, depth=self.depth + 1)
         return sum(deeper.macs().values()) - sum(self.macs().values())
 

@@ -3,7 +3,7 @@
 Each of them is simpler than a router, and none may be missing from a table that shows what a router
 is worth. Early exit is :class:`~dit_edu.dddit.exits.ExitDiT`; whole blocks that are skipped are
 :class:`~dit_edu.dddit.depth.DepthDiT`; schedules made by hand are the ``bands`` of
-:class:`~dit_edu.dddit.timestep.TimestepDiT` and the ``table`` of :class:`~dit_edu.dddit.DDDiT`.
+:class:`~dit_edu.dddit.timestep.TimestepDiT` and the ``table`` of :class:`~dit_edu.dddit.model.DDDiT`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DiceDiT(DDDiT):
         dice: the seed of the order.
         bands: how many equal ranges of t are thrown for.
         num_timesteps: T.
-        **settings: as for :class:`~dit_edu.dddit.DDDiT`, ``table`` aside.
+        **settings: as for :class:`~dit_edu.dddit.model.DDDiT`, ``table`` aside.
 
     Raises:
         TypeError, ValueError: ``share`` leaves [0, 1], or an argument does not fit.

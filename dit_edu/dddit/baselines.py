@@ -2,8 +2,9 @@
 
 Each of them is simpler than a router, and none may be missing from a table that shows what a router
 is worth. Early exit is :class:`~dit_edu.dddit.exits.ExitDiT`; whole blocks that are skipped are
-:class:`~dit_edu.dddit.depth.DepthDiT`; schedules made by hand are the ``bands`` of
-:class:`~dit_edu.dddit.timestep.TimestepDiT` and the ``table`` of :class:`~dit_edu.dddit.model.DDDiT`.
+:class:`~dit_edu.dddit.depth.DepthDiT`. Schedules made by hand are the ``bands`` of
+:class:`~dit_edu.dddit.timestep.TimestepDiT` and the ``table`` of a
+:class:`~dit_edu.dddit.model.DDDiT`.
 """
 
 from __future__ import annotations

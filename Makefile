@@ -31,6 +31,8 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 	$(BIN)/python -m dit_edu release shapes-features
 	$(BIN)/python -m dit_edu release shapes-vae
 	$(BIN)/python -m dit_edu release shapes-dit
+	$(BIN)/python -m dit_edu release digits-dddit
+	$(BIN)/python -m dit_edu release shapes-dddit
 	$(BIN)/python -m dit_edu release small-shapes-features
 	$(BIN)/python -m dit_edu release shapes-hidit --steps 20
 	$(BIN)/python -m dit_edu release small-shapes-dit --steps 20 --scale 1.25

@@ -136,7 +136,7 @@ EXPERIMENTS = (
             "image": _routed("image"),
             "token": _routed("token"),
         },
-        seeds=range(2),
+        seeds=range(3),
         compute=race_cell,
     ),
     Experiment(
@@ -147,7 +147,7 @@ EXPERIMENTS = (
             "image, unbiased": _routed("image", unbiased=True),
             "image, balance": _routed("image", BALANCE),
         },
-        seeds=range(1),
+        seeds=range(3),
         compute=race_cell,
     ),
 )

@@ -314,13 +314,13 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="auxiliary",
-        about="Two auxiliary heads beside the denoiser, by what they see and weigh; one seed",
+        about="Two auxiliary heads beside the denoiser, by what they see and weigh",
         settings={
             "none": {"seen": "tokens", "weight": 0.0},
             "from the step": {"seen": "step", "weight": 0.1},
             "from the tokens": {"seen": "tokens", "weight": 0.1},
         },
-        seeds=(0,),
+        seeds=range(3),
         compute=auxiliary_cell,
     ),
     Experiment(

@@ -298,7 +298,7 @@ class DDDiT(dit.DiT):
         They are copied anew when a weight has changed. It costs what a static model does.
         """
         now = [(part.data_ptr(), part._version) for part in self._cut]
-        stamp, blocks = self._kept.get(path, (None, None))
+        stamp, blocks = self._kept.pop(path, (None, None))
         if stamp != now:
             blocks = [
                 block if whole else narrowed(block, heads, channels)
@@ -307,8 +307,8 @@ class DDDiT(dit.DiT):
                 )
             ]
             if len(self._kept) >= KEPT:
-                self._kept.clear()
-            self._kept[path] = now, blocks
+                del self._kept[next(iter(self._kept))]  # of all, the one not taken for longest
+        self._kept[path] = now, blocks
         for block in blocks:
             x = block(x, c)
         return x

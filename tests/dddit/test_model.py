@@ -169,6 +169,19 @@ def test_kept_slices_follow_the_weights():
     assert len(net._kept) <= 16
 
 
+@torch.no_grad()
+def test_a_walk_that_is_repeated_finds_its_slices_whatever_was_drawn_before():
+    net, x, c = model(), torch.randn(1, 16, 32).double(), torch.randn(1, 32).double()
+    paths = [tuple(p.tolist()) for p in torch.rand(30, 3 * net.units) > 0.3]
+    paths = [(True, *p[1 : net.units], True, *p[net.units + 1 :]) for p in paths]
+    for path in paths:  # more than are kept; the last 10 are a walk
+        net._again_along(path, x, c)
+    before = {path: net._kept[path][1] for path in paths[20:]}
+    for path in paths[20:]:
+        net._again_along(path, x, c)
+    assert all(net._kept[path][1] is blocks for path, blocks in before.items())
+
+
 def test_modes_are_ordered():
     net = model(table=TABLE)
     t = torch.arange(0, 1000, 20)

@@ -46,6 +46,7 @@ CHAPTERS = (
     "timestep",
     "conditions",
     "regimes",
+    "explorer",
 )
 
 

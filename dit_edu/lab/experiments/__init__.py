@@ -53,6 +53,7 @@ CHAPTERS = (
     "timestep",
     "conditions",
     "regimes",
+    "explorer",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -16,6 +16,7 @@ from dit_edu.lab.figures.diffusion import forward_process
 from dit_edu.lab.figures.dit import live_trajectory, loss_by_noise_bin, reverse_trajectory
 from dit_edu.lab.figures.dynamic import layers_by_step
 from dit_edu.lab.figures.experts import experts_by_step
+from dit_edu.lab.figures.explorer import shipped_explorer
 from dit_edu.lab.figures.factorized import two_tables
 from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.guidance import guidance_scale
@@ -72,6 +73,7 @@ __all__ = [
     "reverse_trajectory",
     "sampler_paths",
     "shared_out",
+    "shipped_explorer",
     "stages_of_training",
     "step_back",
     "switches_by_update",
@@ -95,7 +97,7 @@ def _of_digits(figure: Callable[..., Figure]) -> Figure:
     return figure(model, Recipe.from_dict(card["recipe"]).process.build())
 
 
-#: Without arguments; the last seven need the model that they show to be in the zoo.
+#: Without arguments; the last nine need the model that they show to be in the zoo.
 FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
@@ -134,4 +136,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "larger-scenes": larger_scenes,
     "fine-tuning": fine_tuning,
     "hidit-race": hidit_race,
+    "shapes-explorer": partial(shipped_explorer, "shapes-dddit"),
+    "digits-explorer": partial(shipped_explorer, "digits-dddit"),
 }

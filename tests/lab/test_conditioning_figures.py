@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from dit_edu.lab.experiments import read
 from dit_edu.lab.experiments.conditioning import BEST, KINDS, RATES, WAVES, variant
 from dit_edu.lab.figures import conditioning_race, waves_of_time
+from dit_edu.lab.train import train
 
 
 def fresh(name: str) -> torch.nn.Module:
@@ -78,6 +80,14 @@ def test_rates_are_the_best_of_the_fold():
     found = {row["setting"]: row["metrics"]["loss"] for row in read("conditioning-lr")}
     for name in KINDS:
         assert BEST[name] == min(RATES, key=lambda rate: found[f"{name}, lr {rate}"])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_trains_from_values_of_its_own(name):
+    recipe = replace(variant(KINDS[name]), steps=1, warmup=0)
+    assert recipe.start is None  # no model of the zoo
+    (step,) = train(recipe, seed=0, device="cpu")
+    assert math.isfinite(step.loss)
 
 
 def test_race_shows_the_table():

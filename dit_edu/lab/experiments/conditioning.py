@@ -108,25 +108,26 @@ class Variant(Recipe):
     """A recipe whose model starts from other values, or is shown the step in another way.
 
     Args:
-        start: a key of ``START``.
+        values: that it starts from, a key of ``START``.
         waves: a key of ``WAVES``.
     """
 
-    start: str = "published"
+    values: str = "published"
     waves: str = "published"
 
     def build_model(self) -> nn.Module:
         """A fresh model, changed after it has drawn its start values."""
         model = super().build_model()
-        START[self.start](model)
+        START[self.values](model)
         model.t_embedder.timestep_embedding = WAVES[self.waves]
         return model
 
 
 def variant(setting: Mapping[str, Any]) -> Variant:
     """The recipe of a setting: the small recipe of the chapter on training, and what it changes."""
-    model = {**BASE["model"], **setting["model"]}
-    return Variant(**{**BASE, "betas": tuple(BASE["betas"]), **setting, "model": model})
+    fields = {**BASE, "betas": tuple(BASE["betas"]), **setting}
+    fields |= {"model": {**BASE["model"], **setting["model"]}}
+    return Variant(values=fields.pop("start", "published"), **fields)
 
 
 def fold_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def explorer(
     budgets: Sequence[str] = BUDGETS,
     scale: float = 1.0,
     vae: VAE | None = None,
+    of: str = "",
     caption: str = "",
     levels: int = 32,
 ) -> Figure:
@@ -46,6 +47,7 @@ def explorer(
         budgets: keys of ``BUDGETS``.
         scale: of guidance.
         vae: of the latents that the model draws, if any.
+        of: what is drawn, for the panels' titles where a page has several explorers.
         caption: what comes after what is true of every such figure.
         levels: shades of a picture's channels.
     """
@@ -78,6 +80,7 @@ def explorer(
     steps = [str(t) for t in ways[0].t]
     names = [f"h{i + 1}" for i in range(model.heads)]
     names += [f"e{i + 1}" for i in range(model.experts)]
+    of = of and f", {of}"
     frames = np.stack([w.images for w in ways]).swapaxes(1, 2)  # (budgets, B, K, C, H, W)
     progress = list(range(1, len(steps) + 1))
     return Figure(
@@ -98,7 +101,7 @@ def explorer(
         panels=[
             *(
                 Heatmap(
-                    title=f"{what} that run, by block and step",
+                    title=f"{what} that run, by block and step{of}",
                     alt=f"Blocks over steps; the color is the share of the {what.lower()} on.",
                     axes=who,
                     values=by(part.mean(-1)),
@@ -109,7 +112,7 @@ def explorer(
                 for what, part in (("Heads", heads), ("Experts", experts))
             ),
             Images(
-                title="The model’s guess x̂₀",
+                title=f"The model’s guess x̂₀{of}",
                 alt="The image as it would be if the model had to answer at this step.",
                 axes=("budget", "class", "step"),
                 frames=frames[:, :, :, None, None],
@@ -117,7 +120,7 @@ def explorer(
                 levels=levels,
             ),
             Heatmap(
-                title="At this step",
+                title=f"At this step{of}",
                 alt="Blocks over single heads and experts; filled where one runs.",
                 axes=(*who, "step"),
                 values=np.moveaxis(by(units), -2, -3),
@@ -126,7 +129,7 @@ def explorer(
                 limits=(0, 1),
             ),
             Curves(
-                title="MACs so far, in millions",
+                title=f"MACs so far, in millions{of}",
                 alt="Multiply-adds for one image up to each step, beside those of the full model.",
                 axes=who,
                 x=progress,
@@ -138,7 +141,7 @@ def explorer(
                 ],
             ),
             Curves(
-                title="Milliseconds so far",
+                title=f"Milliseconds so far{of}",
                 alt="Measured time up to each step, beside that of the full model.",
                 axes=("budget",),
                 x=progress,
@@ -177,5 +180,6 @@ def shipped_explorer(name: str) -> Figure:
         np.mean([r["metrics"]["milliseconds"] for r in rows], axis=0),
         scale=card["sampling"]["scale"],
         vae=zoo.load_vae(recipe),
+        of=recipe.data,
         caption=f"The model is `{name}`; times are of a pass for {BATCH} images on one thread.",
     )

@@ -7,10 +7,11 @@ by element (activations, norms, softmax, modulation) is not.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,6 +113,29 @@ def count_training(recipe: Recipe, *, updates: int = 10, device: str = "cpu") ->
         seconds=seconds,
         images_per_second=recipe.batch_size / seconds,
     )
+
+
+def race(ways: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """Seconds of several ways, in turns, so that other work on the machine troubles all alike.
+
+    Args:
+        ways: what is run, by name.
+        turns: how often, after one turn to warm up.
+
+    Returns:
+        The least of each, by name: other work only ever adds to it.
+
+    Raises:
+        TypeError, ValueError: ``turns`` is no positive integer.
+    """
+    best = dict.fromkeys(ways, math.inf)
+    for turn in range(check_positive_int("turns", turns) + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
 
 
 def count(model: nn.Module, *inputs: Any, repeats: int = 5) -> Cost:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dit_edu.dit import DiT
-from dit_edu.lab.profile import Cost, count, count_training
+from dit_edu.lab.profile import Cost, count, count_training, race
 from dit_edu.lab.recipes import Recipe
 
 
@@ -183,3 +183,18 @@ def test_speed_of_training():
     assert cost.images_per_second == pytest.approx(16 / cost.seconds)
     with pytest.raises(ValueError, match="updates=0"):
         count_training(small(), updates=0)
+
+
+def test_a_race_runs_in_turns_and_keeps_the_least(monkeypatch):
+    now, calls = [0.0], []
+    took = {"a": iter([9.0, 3.0, 2.0, 4.0]), "b": iter([1.0, 7.0, 6.0, 5.0])}  # the first warms up
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def way(name):
+        calls.append(name)
+        now[0] += next(took[name])
+
+    assert race({name: lambda name=name: way(name) for name in took}, turns=3) == {"a": 2, "b": 5}
+    assert calls == ["a", "b"] * 4
+    with pytest.raises(ValueError, match="turns=0"):
+        race({}, turns=0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from dit_edu.lab.encoding import plain, to_uint8
 from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.experiments.dynamic import MODEL, RECIPE
 from dit_edu.lab.experiments.training import heldout_batch, heldout_loss
-from dit_edu.lab.profile import count
+from dit_edu.lab.profile import count, race
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.release import measure
 from dit_edu.lab.train import train
@@ -254,14 +254,7 @@ def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     said = torch.stack(answers(ways["exit"], x, t, y))
     moved = said.diff(dim=0).square().mean((2, 3, 4)).T  # (n, L - 1)
     ways["exit"].threshold = threshold_for(3, moved)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(setting["turns"] + 1):
-        for name, model in ways.items():
-            start = time.perf_counter()
-            model(x, t, y)
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - start)
-    best = {name: min(found) for name, found in times.items()}  # others may use the machine
+    best = race({name: partial(model, x, t, y) for name, model in ways.items()}, setting["turns"])
     macs = {name: count(model, x, t, y, repeats=0).macs for name, model in ways.items()}
     return {
         name.replace(" ", "_"): {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from dit_edu.lab.draw import Sampling
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.experiments.training import quality
-from dit_edu.lab.profile import count
+from dit_edu.lab.profile import count, race
 from dit_edu.lab.recipes import RECIPES, Recipe
 from dit_edu.lab.train import train
 from dit_edu.routing import balanced_losses, record_routing
@@ -113,23 +112,16 @@ def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     x = torch.randn(n, some.in_channels, *some.input_size)
     t = torch.full((n,), 500) if setting["steps"] == "one" else torch.randint(1000, (n,))
     y = torch.zeros_like(t)
-    times: dict[str, list[float]] = {"all layers": [], "chosen": [], "masked": []}
-    models = dict(zip(times, (full.eval(), some.eval(), dense.eval()), strict=True))
-    for turn in range(setting["turns"] + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(x, t, y)
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - start)
-    best = {name: min(found) for name, found in times.items()}  # others may use the machine
-    macs = {name: count(models[name], x, t, y, repeats=0).macs for name in times}
+    models = {"all layers": full.eval(), "chosen": some.eval(), "masked": dense.eval()}
+    best = race({name: partial(m, x, t, y) for name, m in models.items()}, setting["turns"])
+    macs = {name: count(models[name], x, t, y, repeats=0).macs for name in models}
     return {
         name.replace(" ", "_"): {
             "seconds": plain(best[name], 6),
             "ratio": plain(best[name] / best["all layers"]),
             "macs_ratio": plain(macs[name] / macs["all layers"]),
         }
-        for name in times
+        for name in models
     }
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.experiments.dynamic import MODEL, RECIPE
 from dit_edu.lab.experiments.router import THIN
 from dit_edu.lab.experiments.training import heldout_batch, heldout_loss, quality
-from dit_edu.lab.profile import count
+from dit_edu.lab.profile import count, race
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.train import LossFn, train
 from dit_edu.routing import record_routing
@@ -245,14 +244,7 @@ def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     ways["thin"] = DiT(**{**sizes, "mlp_ratio": THIN}).eval()
     x = torch.randn(n, plain_one.in_channels, *plain_one.input_size)
     t, y = torch.full((n,), 500), torch.arange(n) % 10
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(setting["turns"] + 1):
-        for name, model in ways.items():
-            start = time.perf_counter()
-            model(x, t, y)
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - start)
-    best = {name: min(found) for name, found in times.items()}  # others may use the machine
+    best = race({name: partial(model, x, t, y) for name, model in ways.items()}, setting["turns"])
     macs = {name: count(model, x, t, y, repeats=0).macs for name, model in ways.items()}
     return {
         name: {

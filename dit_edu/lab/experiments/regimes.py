@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from dit_edu.lab.data import folds
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment, read
 from dit_edu.lab.experiments.multiscale import MODEL, RECIPE, fitted, half, judged
-from dit_edu.lab.profile import count
+from dit_edu.lab.profile import count, race
 from dit_edu.lab.recipes import Recipe
 
 STEPS = 1000  # updates
@@ -157,15 +157,13 @@ def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     models = {name: recipe_of(RACE[name]).build_model().eval() for name in setting["models"]}
     x, y = torch.randn(setting["batch"], 3, 16, 16), torch.zeros(setting["batch"], dtype=torch.long)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(setting["turns"] + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            for t in range(50, 1000, 100):
-                model(x, torch.full_like(y, t), y)
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - start)
-    return {name: plain(min(found), 5) for name, found in times.items()}
+
+    def walk(model: nn.Module) -> None:
+        for t in range(50, 1000, 100):
+            model(x, torch.full_like(y, t), y)
+
+    best = race({name: partial(walk, model) for name, model in models.items()}, setting["turns"])
+    return {name: plain(seconds, 5) for name, seconds in best.items()}
 
 
 # ---------------------------------------------------------------------- the experiments

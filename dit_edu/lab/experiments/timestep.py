@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from dit_edu.lab.experiments import Experiment, multiscale
 from dit_edu.lab.experiments.depth import SAMPLING
 from dit_edu.lab.experiments.dynamic import MODEL, RECIPE
 from dit_edu.lab.experiments.training import heldout_loss, quality
-from dit_edu.lab.profile import count
+from dit_edu.lab.profile import count, race
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.train import train
 from dit_edu.sampling import ddim_sample, noise_streams
@@ -163,14 +163,7 @@ def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     ways |= {f"{name} cut": ways[name].cut(name) for name in (L, B)}
     x = torch.randn(n, plain_dit.in_channels, *plain_dit.input_size)
     t, y = torch.full((n,), 500), torch.arange(n) % 10  # one step, as in sampling
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(setting["turns"] + 1):
-        for name, model in ways.items():
-            start = time.perf_counter()
-            model(x, t, y)
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - start)
-    best = {name: min(found) for name, found in times.items()}  # others may use the machine
+    best = race({name: partial(model, x, t, y) for name, model in ways.items()}, setting["turns"])
     macs = {name: count(model, x, t, y, repeats=0).macs for name, model in ways.items()}
     return {
         name: {

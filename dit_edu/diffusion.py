@@ -178,7 +178,7 @@ class GaussianDiffusion(ForwardProcess):
             noise: ε, the shape of ``x0``; drawn if not given.
 
         Returns:
-            ``loss``, to be minimised, and ``mse``, each (B,): the same for the plain simple loss.
+            ``loss``, to be minimised, and ``mse``, the plain simple loss, each (B,).
             Where the loss is hybrid or the bound, also ``vb`` (B,), the term of step t in bits per
             dimension; T times its mean over t is the bound without the prior.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from sphinx.ext.napoleon import GoogleDocstring
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {".md", ".py", ".ipynb", ".yml", ".yaml", ".toml", ".txt", ".json", ".cfg", ".js", ".css"}
@@ -67,6 +70,26 @@ def test_no_page_holds_a_placeholder() -> None:
     files = [file for file in tracked() if file.suffix in (".md", ".ipynb")]
     stray = re.compile(r'^[\s"]*[A-Z_]{5,}(?:\\n)?[\s",]*$', re.M)
     assert {f.name: m[0] for f in files if (m := stray.search(f.read_text("utf8")))} == {}
+
+
+def typed_by_accident(docstring: str) -> list[str]:
+    """Return what napoleon takes for a type in ``Returns:``: the words before a colon."""
+    lines = str(GoogleDocstring(inspect.cleandoc(docstring))).splitlines()
+    return [line for line in lines if line.startswith(":rtype:")]
+
+
+def test_no_returned_sentence_is_taken_for_a_type() -> None:
+    """The reference would link its words as if they were classes."""
+    found = [
+        f"{file.name}: {taken[0]}"
+        for file in sorted((ROOT / "dit_edu").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        if (taken := typed_by_accident(ast.get_docstring(node) or ""))
+    ]
+    assert found == []
+    assert typed_by_accident("A.\n\nReturns:\n    The least of each: by name.\n")
+    assert not typed_by_accident("A.\n\nReturns:\n    The least of each, by name.\n")
 
 
 @pytest.mark.parametrize(

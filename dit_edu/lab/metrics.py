@@ -108,7 +108,7 @@ def references(
         vae: The autoencoder on whose latents the model works.
 
     Returns:
-        ``limit``: the training half itself against the held-out half (its accuracy is that of the
+        ``limit`` is the training half itself against the held-out half (its accuracy is that of the
         judge on the held-out half; its ``closer`` means nothing and is None). ``gaussian``,
         ``memoriser``, ``memoriser+noise``: see :mod:`dit_edu.lab.baselines`. With ``vae`` also
         ``autoencoder``: the held-out half, encoded and decoded.

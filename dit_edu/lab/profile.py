@@ -123,7 +123,7 @@ def race(ways: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, float]:
         turns: how often, after one turn to warm up.
 
     Returns:
-        The least of each, by name: other work only ever adds to it.
+        The least seconds of each (other work only ever adds to them), by name.
 
     Raises:
         TypeError, ValueError: ``turns`` is no positive integer.

@@ -145,7 +145,7 @@ def in_stages(
     """Train stage by stage.
 
     Returns:
-        The model, the recipe of the last stage, and the curve: points of (multiply-adds spent over
+        The model, the recipe of the last stage, and the curve, of points (multiply-adds spent over
         the budget, loss). At a hand-over there are two.
     """
     model, how, spent, curve = None, "", 0.0, []

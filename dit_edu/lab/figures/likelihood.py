@@ -51,7 +51,7 @@ def best_variance(diffusion: GaussianDiffusion, mse: Tensor) -> Tensor:
         mse: the mean squared error of x̂_0 at every step, (T,).
 
     Returns:
-        v of Nichol & Dhariwal 2021, equation 15, scaled to [-1, 1] and clipped there: (T,) float64.
+        v (T,) float64 of Nichol & Dhariwal 2021, equation 15, scaled to [-1, 1] and clipped there.
 
     Source: Bao et al. 2022 (Analytic-DPM), theorem 1, in terms of x_0.
     """

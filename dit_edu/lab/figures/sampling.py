@@ -40,8 +40,8 @@ def by_steps(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, np.nda
     """A metric of the experiment on samplers, for each of ``SHOWN`` and ``STEPS``.
 
     Returns:
-        (steps, 3) by name: the mean over seeds, and one standard deviation below and above it (NaN
-        for a single seed); all NaN where nothing was measured.
+        (steps, 3) by name, with the mean over seeds, and one standard deviation below and above it
+        (NaN for a single seed); all NaN where nothing was measured.
     """
     table = {}
     for name, setting in SHOWN.items():

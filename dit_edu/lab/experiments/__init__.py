@@ -50,6 +50,7 @@ CHAPTERS = (
     "experts",
     "depth",
     "modes",
+    "frontier",
     "timestep",
     "conditions",
     "regimes",

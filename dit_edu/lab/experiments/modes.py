@@ -295,6 +295,18 @@ EXPERIMENTS = (
         compute=race_cell,
     ),
     Experiment(
+        name="modes-stages",
+        about="The notes' two stages, and no dense model to start from",
+        settings={
+            "two stages": way(
+                "DDDiT", "sorted", stages=[["experts", MORE // 2], ["all", MORE // 2]], pace=4.0
+            ),
+            "from scratch": way("DDDiT", pace=4.0),
+        },
+        seeds=range(3),
+        compute=race_cell,
+    ),
+    Experiment(
         name="modes-ways",
         about="The dense model trained on, and a DDDiT whose modes take turns; one seed",
         settings={

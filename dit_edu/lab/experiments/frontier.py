@@ -180,6 +180,7 @@ _DEPTHS = dict(zip(SHARES, (2, 3, 4, 5), strict=True))
 FRONTIER: dict[str, dict[str, Any]] = {
     "dense": _way("DiT", 1.0),
     **{f"DDDiT {s}": _way("DDDiT", s, steered=True) for s in SHARES},
+    **{f"DDDiT from scratch {s}": _way("DDDiT", s, start=None, steered=True) for s in SHARES},
     **{f"thin {s}": _way("DiT", s, start=None) for s in SHARES[1:]},
     **{f"thin from dense {s}": _way("DiT", s, start="thinned") for s in SHARES[1:]},
     **{f"shallow {s}": _way("DiT", s, start=None, depth=d) for s, d in _DEPTHS.items()},

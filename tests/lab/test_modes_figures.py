@@ -16,7 +16,7 @@ from dit_edu.lab.profile import count
 from dit_edu.lab.recipes import RECIPES, Recipe
 
 
-@pytest.mark.parametrize("name", ["modes", "modes-ways", "auxiliary", "modes-cost"])
+@pytest.mark.parametrize("name", ["modes", "modes-stages", "modes-ways", "auxiliary", "modes-cost"])
 def test_the_tables_are_whole(name):
     assert stale(get_experiment(name), read(name)) == []
 

@@ -17,15 +17,19 @@ from torch import Tensor, nn
 
 from dit_edu._checks import check_positive_int
 from dit_edu.positions import Rotary, coordinates
+from dit_edu.windows import Window
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Where each token looks: softmax(Q Kᵀ / sqrt(d) + mask), the table written out.
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, factor: Tensor | None = None
+) -> Tensor:
+    """Where each token looks: softmax(factor · Q Kᵀ / sqrt(d) + mask), the table written out.
 
     Args:
         q, k: queries and keys, (…, N, d) and (…, M, d).
         mask: added to the logits (float; -inf forbids) or where attention is allowed (bool);
             broadcasts to (…, N, M).
+        factor: multiplied onto the logits; broadcasts to (…, N, M). A factor of 0 masks nothing.
 
     Returns:
         (…, N, M); the rows add up to 1.
@@ -33,24 +37,27 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     Source: Vaswani et al. 2017, equation 1.
     """
     logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (…, N, M)
+    logits = logits if factor is None else logits * factor
     if mask is not None:
         logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
     return logits.softmax(dim=-1)
 
 
-def naive_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def naive_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, factor: Tensor | None = None
+) -> Tensor:
     """Attention as the formula has it: all N × M weights are stored, then used.
 
     The same as ``torch.nn.functional.scaled_dot_product_attention``, for reading and for measuring.
 
     Args:
-        q, k, mask: see :func:`attention_weights`.
+        q, k, mask, factor: see :func:`attention_weights`.
         v: values, (…, M, d).
 
     Returns:
         (…, N, d).
     """
-    return attention_weights(q, k, mask) @ v  # (…, N, M) @ (…, M, d)
+    return attention_weights(q, k, mask, factor) @ v  # (…, N, M) @ (…, M, d)
 
 
 class Attention(nn.Module):
@@ -94,21 +101,35 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(
-        self, x: Tensor, *, cond: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        cond: Tensor | None = None,
+        mask: Tensor | Window | None = None,
+        factor: Tensor | None = None,
     ) -> Tensor:
         """Let tokens look at each other.
 
         Args:
             x: tokens, (B, N, D).
             cond: the condition, (B, D); plain attention does not look at it.
-            mask: added to the logits (float) or where attention is allowed (bool); broadcasts to
-                (B, h, N, N).
+            mask: added to the logits (float) or where attention is allowed (bool), which broadcasts
+                to (B, h, N, N); or a window, which may know a quicker way.
+            factor: multiplied onto the logits, an inverse temperature: (B, 1 or h, 1, 1). Or one
+                number for each pair, (B, 1 or h, N, N), without a window.
 
         Returns:
             (B, N, D).
         """
         q, k, v = self.project(x)  # (B, h, N, d) each
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, h, N, d)
+        if factor is not None and factor.shape[-1] > 1:
+            x = naive_attention(q, k, v, mask, factor)  # no fused kernel knows such a factor
+        else:
+            q = q if factor is None else q * factor  # (f q) · k = f (q · k)
+            if isinstance(mask, Window):
+                x = mask.attend(q, k, v)
+            else:
+                x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, h, N, d)
         return self.proj(rearrange(x, "b h n d -> b n (h d)"))  # (B, N, D)
 
 
@@ -126,7 +147,9 @@ def record_attention(model: nn.Module) -> Iterator[list[Tensor]]:
 
     def look(module: Attention, args: tuple, kwargs: dict, _: Tensor) -> None:
         q, k, _ = module.project(args[0])
-        weights.append(attention_weights(q, k, kwargs.get("mask")).detach())
+        mask, factor = kwargs.get("mask"), kwargs.get("factor")
+        mask = mask.allowed() if isinstance(mask, Window) else mask
+        weights.append(attention_weights(q, k, mask, factor).detach())
 
     modules = [module for module in model.modules() if isinstance(module, Attention)]
     hooks = [module.register_forward_hook(look, with_kwargs=True) for module in modules]

@@ -15,7 +15,7 @@ zero, so that an untrained block is the identity.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -132,9 +132,15 @@ class Block(nn.Module):
     def zero_init(self) -> None:
         """Set to zero what has to start there: here nothing."""
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        """Tokens ``x`` (B, N, D) → (B, N, D)."""
-        x = x + self.attn(self.norm1(x), cond=told)  # x + Attention(LN(x))
+    def forward(self, x: Tensor, told: Tensor, **seen: Any) -> Tensor:
+        """Tokens ``x`` (B, N, D) → (B, N, D).
+
+        Args:
+            x: tokens, (B, N, D).
+            told: the condition in this kind's form.
+            **seen: options of attention: ``mask``, ``factor``.
+        """
+        x = x + self.attn(self.norm1(x), cond=told, **seen)  # x + Attention(LN(x))
         return x + self.mlp(self.norm2(x))  # x + MLP(LN(x))
 
 
@@ -177,9 +183,9 @@ class CrossAttentionBlock(Block):
         """The blocks are told both embeddings, not their sum."""
         return x, torch.stack([t, y], dim=1)  # (B, 2, D)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Tensor, **seen: Any) -> Tensor:
         """Tokens ``x`` (B, N, D) under a sequence ``told`` (B, M, D) → (B, N, D)."""
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), **seen)
         x = x + self.cross(self.norm_cross(x), cond=told)  # x + CrossAttention(LN(x), told)
         return x + self.mlp(self.norm2(x))
 
@@ -198,11 +204,11 @@ class AdaLNBlock(Block):
         super().__init__(hidden_size, num_heads, mlp_ratio, dropout)
         self.adaLN_modulation = self.modulation(4, hidden_size)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Tensor, **seen: Any) -> Tensor:
         """Tokens ``x`` (B, N, D) under condition ``told`` (B, D) → (B, N, D)."""
         four = self.adaLN_modulation(told).chunk(4, dim=1)  # (B, 4D) -> 4 x (B, D)
         shift_msa, scale_msa, shift_mlp, scale_mlp = four
-        x = x + self.attn(modulate(self.norm1(x), shift_msa, scale_msa), cond=told)
+        x = x + self.attn(modulate(self.norm1(x), shift_msa, scale_msa), cond=told, **seen)
         return x + self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
 
@@ -228,11 +234,11 @@ class AdaLNZeroBlock(Block):
         nn.init.zeros_(self.adaLN_modulation[-1].weight)
         nn.init.zeros_(self.adaLN_modulation[-1].bias)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, **seen: Any) -> Tensor:
         """Tokens ``x`` (B, N, D) under condition ``c`` (B, D) → (B, N, D)."""
         six = self.adaLN_modulation(c).chunk(6, dim=1)  # (B, 6D) -> 6 x (B, D)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = six
-        h = self.attn(modulate(self.norm1(x), shift_msa, scale_msa), cond=c)  # (B, N, D)
+        h = self.attn(modulate(self.norm1(x), shift_msa, scale_msa), cond=c, **seen)  # (B, N, D)
         x = x + gate_msa.unsqueeze(1) * h  # x + α₁ · Attention(γ₁, β₁)
         h = self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))  # (B, N, D)
         return x + gate_mlp.unsqueeze(1) * h  # x + α₂ · MLP(γ₂, β₂)

@@ -34,6 +34,7 @@ from dit_edu.hidit.model import HiDiT
 from dit_edu.hidit.multiscale import MultiscaleDiT
 from dit_edu.lab.data import DATASETS, OWN
 from dit_edu.lab.lora import LoRADiT
+from dit_edu.noise_attention import NoiseAwareDiT
 from dit_edu.unet import UNet
 
 
@@ -63,6 +64,7 @@ def by_noise(
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "DiT": DiT,
     "LoRADiT": LoRADiT,
+    "NoiseAwareDiT": NoiseAwareDiT,
     "UNet": UNet,
     "MultiscaleDiT": MultiscaleDiT,
     "DynamicDiT": DynamicDiT,

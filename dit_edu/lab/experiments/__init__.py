@@ -33,6 +33,7 @@ CHAPTERS = (
     "sampling",
     "patchify",
     "attention",
+    "noise_attention",
     "training",
     "conditioning",
     "guidance",

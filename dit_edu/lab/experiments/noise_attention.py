@@ -1,0 +1,163 @@
+"""Attention that is told the noise level: a race of all its rules, and the time that windows save.
+
+Two stages: digits with 16 tokens, and one object on 16 × 16 pixels with 64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dit_edu.attention import attention_entropy, record_attention
+from dit_edu.interpolant import Interpolant
+from dit_edu.lab.data import digits
+from dit_edu.lab.draw import Sampling
+from dit_edu.lab.encoding import plain
+from dit_edu.lab.experiments import Experiment
+from dit_edu.lab.experiments.dynamic import MODEL as DIGITS
+from dit_edu.lab.experiments.dynamic import RECIPE as ON_DIGITS
+from dit_edu.lab.experiments.multiscale import MODEL as SHAPES
+from dit_edu.lab.experiments.multiscale import RECIPE as ON_SHAPES
+from dit_edu.lab.experiments.multiscale import fitted, half, judged
+from dit_edu.lab.experiments.training import quality
+from dit_edu.lab.profile import race
+from dit_edu.lab.recipes import Recipe
+from dit_edu.windows import Window, gathered_attention
+
+#: Model and recipe of each stage.
+STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "digits": ({**DIGITS, "depth": 4}, {**ON_DIGITS, "steps": 400}),
+    "shapes": (SHAPES, {**ON_SHAPES, "batch_size": 32}),
+}
+LEVELS = (0, *range(50, 1000, 50), 999)  # steps at which attention is looked at
+LOOKED = 50  # held-out images whose attention is looked at
+
+
+@torch.no_grad()
+def entropies(model: nn.Module, process: Interpolant, images: Tensor, labels: Tensor) -> Tensor:
+    """How widely tokens look, by step of ``LEVELS`` and by layer: entropy over ln N, in [0, 1].
+
+    Args:
+        model: any whose attention can be recorded.
+        process: that it was trained for.
+        images, labels: clean images (B, C, H, W), and (B,).
+
+    Returns:
+        (levels, L), means over images, heads and tokens.
+    """
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    found = []
+    for level in LEVELS:
+        t = torch.full((len(images),), level)
+        with record_attention(model) as weights:  # L x (B, h, N, N)
+            model(process.q_sample(images, t, noise), t, labels)
+        widest = math.log(weights[0].shape[-1])  # ln N
+        found.append([attention_entropy(w).mean() / widest for w in weights])
+    return torch.tensor(found)
+
+
+def recipe_of(stage: str, model: Mapping[str, Any]) -> Recipe:
+    """The recipe of a stage, with options of :class:`~dit_edu.noise_attention.NoiseAwareDiT`."""
+    settings, recipe = STAGES[stage]
+    return Recipe(name="noise-aware", kind="NoiseAwareDiT", model={**settings, **model}, **recipe)
+
+
+def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train, measure on held-out images, and look at the attention."""
+    recipe = recipe_of(setting["stage"], setting["model"])
+    if setting["stage"] == "digits":
+        seen, unseen = digits("train"), digits("heldout")
+        model = fitted(recipe, seed, seen)
+        found = quality(model, recipe, Sampling(steps=10))
+    else:
+        seen, unseen = half("train"), half("heldout")
+        model = fitted(recipe, seed, seen)
+        found = judged(model, recipe, seed, seen, unseen)
+    looked = (part[:LOOKED] for part in unseen)
+    found["entropy"] = plain(entropies(model, recipe.process.build(), *looked).tolist(), 4)
+    if model.learned is not None:
+        emb = model.t_embedder(torch.tensor(LEVELS))  # (levels, D)
+        factor = model.learned(emb).mean(2).flatten(1)  # (L, levels), means over the heads
+        found["factor"] = plain(factor.T.tolist(), 4)
+    return found
+
+
+@torch.no_grad()
+def cost_cell(setting: Mapping[str, int], seed: int) -> dict[str, Any]:
+    """Milliseconds of attention alone, six heads of 64 channels; seeds number the repetitions."""
+    torch.manual_seed(seed)
+    side, reach = setting["side"], setting["reach"]
+    q, k, v = (torch.randn(1, 6, side * side, 64) for _ in range(3))
+    window = Window((side, side), torch.tensor([reach]))
+    mask = window.allowed()
+    ways = {
+        "none": partial(F.scaled_dot_product_attention, q, k, v),
+        "mask": partial(F.scaled_dot_product_attention, q, k, v, attn_mask=mask),
+        "gathered": partial(gathered_attention, q, k, v, window),
+    }
+    best = race(ways, turns=3 if side > 32 else 10)
+    return {
+        "density": plain(mask.double().mean().item(), 6),
+        **{name: plain(1000 * seconds, 5) for name, seconds in best.items()},
+    }
+
+
+#: Every rule by name: those of the notes, and others.
+RULES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "temperature as written": {"temperature": "as-written"},
+    "temperature as summed up": {"temperature": "as-summed-up"},
+    "sharper at low noise": {"temperature": "sharper-at-low-noise"},
+    "sharper at high noise": {"temperature": "sharper-at-high-noise"},
+    "temperature learned": {"temperature": "learned"},
+    "mask as written": {"window": "as-written"},
+    "raster, narrow at noise": {"window": "narrow-at-noise", "distance": "raster"},
+    "narrow at noise": {"window": "narrow-at-noise"},
+    "wide at noise": {"window": "wide-at-noise"},
+    "wide at noise, at least 3 × 3": {"window": "wide-at-noise", "least": 2},
+    "always 3 × 3": {"window": "fixed", "least": 2},
+}
+#: Those that are tried where windows have room.
+LARGER = (
+    "plain",
+    "temperature as written",
+    "mask as written",
+    "raster, narrow at noise",
+    "narrow at noise",
+    "wide at noise, at least 3 × 3",
+    "always 3 × 3",
+)
+
+EXPERIMENTS = (
+    *(
+        Experiment(
+            name=name,
+            about=f"Attention told the noise level: loss and entropy by noise, {about}",
+            settings={rule: {"stage": stage, "model": RULES[rule]} for rule in rules},
+            seeds=range(3),
+            compute=race_cell,
+        )
+        for name, stage, rules, about in (
+            ("noise-attention", "digits", RULES, "digits, 16 tokens"),
+            ("noise-attention-shapes", "shapes", LARGER, "small shapes, 64 tokens"),
+        )
+    ),
+    Experiment(
+        name="noise-attention-cost",
+        about="Milliseconds of attention in windows: no mask, a dense mask, gathered",
+        settings={
+            f"N = {side * side}, {2 * reach - 1} × {2 * reach - 1}": {"side": side, "reach": reach}
+            for side in (16, 32, 64)
+            for reach in (1, 2, 3, 5, 9, 17)
+            if reach < side
+        },
+        seeds=range(3),
+        compute=cost_cell,
+    ),
+)

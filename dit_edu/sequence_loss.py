@@ -108,6 +108,15 @@ class RasterPrior:
         unit = self.surprise(images, images)  # (B, N, P)
         return -unit.square().sum(2) / 2 - log_det - size * math.log(2 * math.pi) / 2
 
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Images from the prior, one patch after the other: (n, C, H, W)."""
+        z = self.mean.expand(n, -1, -1).clone()  # (n, N, P)
+        for i in range(z.shape[1]):
+            expected = self.means(unpatchify(z, self.p, self.grid))[:, i]  # (n, P)
+            noise = torch.randn(expected.shape, generator=generator).to(z)
+            z[:, i] = expected + noise @ self.factors[i].T
+        return unpatchify(z, self.p, self.grid)
+
     def pulled(self, belief: Tensor, kappa: Tensor | float) -> Tensor:
         """Where the loss with KL has its minimum, if c = E[x_0 | x_t] is what the error asks for.
 

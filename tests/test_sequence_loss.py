@@ -72,6 +72,13 @@ def test_a_patch_that_comes_later_has_no_say(prior):
     assert not torch.allclose(prior.means(x)[:, 5], prior.means(changed)[:, 5])
 
 
+def test_what_is_drawn_has_the_joint_covariance(prior):
+    drawn = patchify(prior.draw(20_000, torch.Generator().manual_seed(0)), 2).flatten(1)
+    want = joint(prior)
+    torch.testing.assert_close(drawn.mean(0), want.mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(torch.cov(drawn.T), want.covariance_matrix, rtol=0, atol=0.08)
+
+
 def test_the_divergence_is_that_of_two_gaussians(prior):
     guess, x0 = images(3, seed=1), images(3, seed=2)
     found = prior.kl(guess, x0, sigma=0.3)

@@ -27,6 +27,7 @@ CHAPTERS = (
     "attention",
     "dit",
     "training",
+    "sequence_loss",
     "guidance",
     "conditioning",
     "scaling",

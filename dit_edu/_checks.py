@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,16 @@ def check_positive_int(name: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{name}={value} must be an int >= 1.")
     return value
+
+
+def check_starts(name: str, starts: Sequence[float]) -> None:
+    """Check the steps at which the rows of a table begin.
+
+    Raises:
+        ValueError: there are none, or they do not increase from 0.
+    """
+    if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
+        raise ValueError(f"{name} starts at steps {list(starts)}; allowed: from 0 on, increasing.")
 
 
 def check_timesteps(name: str, t: Tensor, num_timesteps: int) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from dit_edu._checks import check_starts
 from dit_edu.attention import Attention
 from dit_edu.branches import Mlp
 from dit_edu.conditioning import AdaLNZeroBlock
@@ -40,9 +41,7 @@ def check_table(table: Table, heads: tuple[int, int], experts: int) -> None:
     Raises:
         ValueError: a row does not fit; the message names it.
     """
-    starts = [row[0] for row in table]
-    if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
-        raise ValueError(f"table starts at steps {starts}; allowed: from 0 on, increasing.")
+    check_starts("table", [row[0] for row in table])
     least, most = heads
     for row in table:
         if not (least <= row[1] <= most and 0 <= row[2] <= experts):

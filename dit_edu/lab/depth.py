@@ -10,21 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from einops import reduce, repeat
 from torch import Tensor, nn
 
 from dit_edu.attention import attention_distance, record_attention
 from dit_edu.dit import DiT
-
-
-def means(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The mean of each two by two tokens: ``x`` (B, N, D) on ``grid`` (h, w) → (B, N/4, D)."""
-    return reduce(x, "b (h p w q) d -> b (h w) d", "mean", h=grid[0] // 2, p=2, q=2)
-
-
-def copies(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Each token four times: (B, N/4, D) → (B, N, D) on ``grid`` (h, w)."""
-    return repeat(x, "b (h w) d -> b (h p w q) d", h=grid[0] // 2, p=2, q=2)
+from dit_edu.landscape import copies, means, on_means
 
 
 def similarity(x: Tensor) -> Tensor:
@@ -62,8 +52,7 @@ class OnMeans(nn.Module):
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         """(B, N, D) → (B, N, D)."""
-        coarse = means(x, self.grid)  # (B, N/4, D)
-        return x + copies(self.block(coarse, told) - coarse, self.grid)
+        return on_means(self.block, self.grid, 2, x, told)
 
 
 @contextmanager

@@ -35,6 +35,8 @@ from dit_edu.hidit.multiscale import MultiscaleDiT
 from dit_edu.lab.data import DATASETS, OWN
 from dit_edu.lab.lora import LoRADiT
 from dit_edu.noise_attention import NoiseAwareDiT
+from dit_edu.mixed import TextDiT
+from dit_edu.landscape import TokenDensityDiT
 from dit_edu.unet import UNet
 
 
@@ -80,6 +82,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "DiceDiT": DiceDiT,
     "CachedDiT": CachedDiT,
     "AuxiliaryDiT": AuxiliaryDiT,
+    "TextDiT": TextDiT,
+    "TokenDensityDiT": TokenDensityDiT,
 }
 SCHEDULES = {"linear": GaussianDiffusion.linear, "cosine": GaussianDiffusion.cosine}
 #: The schedules that are flows, by how they draw their times.

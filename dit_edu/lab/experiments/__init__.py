@@ -52,6 +52,7 @@ CHAPTERS = (
     "depth",
     "modes",
     "frontier",
+    "landscape",
     "timestep",
     "conditions",
     "regimes",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from dit_edu.dddit.baselines import at_macs
 from dit_edu.dddit.depth import DepthDiT
@@ -15,7 +17,8 @@ from dit_edu.dddit.model import DDDiT
 from dit_edu.dddit.router import BudgetedLosses
 from dit_edu.dddit.training import switched_share, thinned
 from dit_edu.dit import DiT
-from dit_edu.lab.data import digits
+from dit_edu.lab.data import Labelled, digits
+from dit_edu.lab.depth import LeftOut, replaced
 from dit_edu.lab.draw import Sampling
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
@@ -31,7 +34,7 @@ from dit_edu.lab.experiments.modes import (
     recipe_of,
     static_macs,
 )
-from dit_edu.lab.experiments.training import heldout_batch, quality
+from dit_edu.lab.experiments.training import heldout_batch, heldout_loss, quality
 from dit_edu.lab.journey import floor_macs
 from dit_edu.lab.profile import race
 from dit_edu.lab.recipes import Recipe
@@ -63,7 +66,9 @@ def fitted(setting: Mapping[str, Any], seed: int) -> tuple[DiT, Recipe]:
         model["share"] = dice_share(DDDiT(table=((0, 1, 0),), **MODEL), share)
     if begin is not None:
         steps, start = MORE, dense(seed)
-        if begin == "thinned":
+        if begin == "shortened":
+            start = shortened(start, model["depth"])
+        if begin in ("thinned", "shortened"):
             start = thinned(start, int(model["mlp_ratio"] * MODEL["hidden_size"]))
     recipe = recipe_of({**setting, "model": model}, steps)
     loss_fn = None
@@ -72,19 +77,35 @@ def fitted(setting: Mapping[str, Any], seed: int) -> tuple[DiT, Recipe]:
     elif setting["steered"]:
         with torch.device("meta"):  # its sizes are all that is asked for
             sizes = recipe.build_model()
-        loss_fn = BudgetedLosses(target_of(sizes, share), ramp=RAMP)
+        loss_fn = BudgetedLosses(target_of(sizes, share, static_macs()), ramp=RAMP)
     *_, last = train(recipe, seed=seed, device="cpu", start=start, loss_fn=loss_fn)
     if kind == "ExitDiT":
-        last.ema.threshold = exit_at(last.ema, recipe, macs)
+        images, labels = digits("train")
+        seen = images[:256], labels[:256]
+        last.ema.threshold = exit_at(last.ema, recipe, share, static_macs(), seen)
     return last.ema, recipe
 
 
-def target_of(model: DDDiT | DepthDiT, share: float) -> float:
-    """What share of what it switches a model may run, to cost a share of the dense model's MACs."""
+def shortened(model: DiT, depth: int) -> DiT:
+    """The same model without the blocks that its loss on training images misses least."""
+    recipe = recipe_of({"kind": "DiT", "model": {}}, 1)
+    data, process = tuple(part[:256] for part in digits("train")), recipe.process.build()
+    missed = []
+    for k in range(len(model.blocks)):
+        with replaced(model, k, LeftOut()):
+            missed.append(float(heldout_loss(model, process, data=data).mean()))
+    kept = sorted(sorted(range(len(missed)), key=missed.__getitem__)[-depth:])
+    other = copy.deepcopy(model)
+    other.blocks = nn.ModuleList(other.blocks[k] for k in kept)
+    return other
+
+
+def target_of(model: DDDiT | DepthDiT, share: float, full: int) -> float:
+    """What share of what it switches a model may run, to cost a share of ``full`` MACs."""
     if isinstance(model, DDDiT):
         return switched_share(model, share)
     router = sum(p.numel() for p in model.router.parameters() if p.ndim == 2)
-    return 1 - (static_macs() + router - share * static_macs()) / sum(model.block_macs())
+    return 1 - (full + router - share * full) / sum(model.block_macs())
 
 
 def dice_share(model: DDDiT, share: float) -> float:
@@ -95,16 +116,16 @@ def dice_share(model: DDDiT, share: float) -> float:
 
 
 @torch.no_grad()
-def exit_at(model: ExitDiT, recipe: Recipe, macs: float) -> float:
-    """The threshold at which a pass costs ``macs`` on average, found on training images."""
+def exit_at(model: ExitDiT, recipe: Recipe, share: float, full: int, seen: Labelled) -> float:
+    """The threshold at which a pass costs a share of ``full`` MACs, on average over images."""
     process = recipe.process.build()
-    x0, t, y, noise = heldout_batch(process, tuple(part[:256] for part in digits("train")))
+    x0, t, y, noise = heldout_batch(process, seen)
     said = torch.stack(answers(model, process.q_sample(x0, t, noise), t, y))  # (L, n, C, H, W)
     moved = said.diff(dim=0).square().mean((2, 3, 4)).T  # (n, L - 1)
     block, blocks = model.block_macs()[0], len(model.blocks)
-    floor = static_macs() - blocks * block
+    floor = full - blocks * block
     # k blocks, and a look behind all of them
-    wanted = (macs - floor) / (block + model.head_macs())
+    wanted = (share * full - floor) / (block + model.head_macs())
     return threshold_for(min(max(wanted, 1.0), blocks), moved)
 
 
@@ -184,6 +205,10 @@ FRONTIER: dict[str, dict[str, Any]] = {
     **{f"thin {s}": _way("DiT", s, start=None) for s in SHARES[1:]},
     **{f"thin from dense {s}": _way("DiT", s, start="thinned") for s in SHARES[1:]},
     **{f"shallow {s}": _way("DiT", s, start=None, depth=d) for s, d in _DEPTHS.items()},
+    **{
+        f"shallow from dense {s}": _way("DiT", s, start="shortened", depth=d)
+        for s, d in _DEPTHS.items()
+    },
     "dice": _way("DiceDiT", ONE),
     "more at high noise": _way("DDDiT", ONE, table=((0, 1.5, 1.5), (333, 2, 3), (667, 3, 5))),
     "more at low noise": _way("DDDiT", ONE, table=((0, 3, 5), (333, 2, 3), (667, 1.5, 1.5))),

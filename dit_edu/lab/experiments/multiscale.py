@@ -105,7 +105,12 @@ def stage_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def judged(
-    model: nn.Module, recipe: Recipe, seed: int, seen: Labelled, unseen: Labelled
+    model: nn.Module,
+    recipe: Recipe,
+    seed: int,
+    seen: Labelled,
+    unseen: Labelled,
+    sampling: Sampling = SAMPLING,
 ) -> dict[str, Any]:
     """Loss and samples of a trained model, against images that it has not seen.
 
@@ -114,7 +119,7 @@ def judged(
     process, features = recipe.process.build(), load_features(f"{DATA}-features")
     real, asked = (part[:N] for part in unseen)
     loss = heldout_loss(model, process, data=(real, asked))
-    samples = draw(model, process, asked, SAMPLING, seed=seed)
+    samples = draw(model, process, asked, sampling, seed=seed)
     limit = frechet_distance(seen[0][:N], real, features)
     return {
         "loss": plain(loss.mean(), 6),

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from dit_edu.lab.data import Labelled, dataset, folds
 from dit_edu.lab.draw import Sampling, draw
 from dit_edu.lab.encoding import plain
-from dit_edu.lab.experiments import Experiment, dynamic, multiscale
-from dit_edu.lab.experiments.training import heldout_batch, heldout_loss, mean_by_bin
+from dit_edu.lab.experiments import Experiment, multiscale, training
 from dit_edu.lab.features import load_features
 from dit_edu.lab.metrics import accuracy, frechet_distance
 from dit_edu.lab.recipes import Recipe
@@ -28,15 +27,11 @@ from dit_edu.patchify import patchify
 from dit_edu.sequence_loss import RasterPrior, SequenceLoss, pull
 
 RECIPES = {
-    "digits": Recipe(
-        name="digits",
-        model={**dynamic.MODEL, "depth": 4},
-        **dynamic.RECIPE | {"steps": 400},
-    ),
+    "digits": training.recipe_of(training.definition()),
     "scenes": Recipe(
         name="scenes",
         model={**multiscale.MODEL, "patch_size": 4},
-        **multiscale.RECIPE | {"steps": 400},
+        **multiscale.RECIPE | {"steps": 400, "batch_size": 32},
     ),
 }
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -145,7 +140,7 @@ def coherence(images: Tensor, labels: Tensor) -> dict[str, float]:
 def guesses(model: nn.Module, stage: str) -> tuple[Tensor, Tensor, Tensor]:
     """x̂_0, x_0 and t of held-out images, each at eight steps: (n, C, H, W) twice, and (n,)."""
     process, (images, labels) = RECIPES[stage].process.build(), half(stage, "heldout")
-    x0, t, y, noise = heldout_batch(process, (images[:N], labels[:N]))
+    x0, t, y, noise = training.heldout_batch(process, (images[:N], labels[:N]))
     x_t = process.q_sample(x0, t, noise)
     return process.to_x0(model(x_t, t, y), x_t, t), x0, t
 
@@ -160,7 +155,7 @@ def shift(stage: str, seed: int, guess: Tensor, t: Tensor, weight: float) -> dic
     want = prior(stage).pulled(base, pull(process, t, weight)) - base  # (n, C, H, W)
     got = guess - base
     ww, wg, gg = (
-        mean_by_bin((a * b).flatten(1).mean(1), t, process)  # (bins,)
+        training.mean_by_bin((a * b).flatten(1).mean(1), t, process)  # (bins,)
         for a, b in ((want, want), (want, got), (got, got))
     )
     found = {"slope": wg / ww, "r": wg / (ww * gg).sqrt(), "predicted": ww.sqrt()}
@@ -174,9 +169,9 @@ def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     model = fitted(stage, seed, **{k: v for k, v in setting.items() if weight and k != "stage"})
     real, labels = (part[:N] for part in half(stage, "heldout"))
     seen, features = half(stage, "train"), load_features(f"{recipe.data}-features")
-    loss = heldout_loss(model, process, data=(real, labels))  # (bins,)
+    loss = training.heldout_loss(model, process, data=(real, labels))  # (bins,)
     guess, x0, t = guesses(model, stage)
-    nats = mean_by_bin(q.kl(guess, x0).sum(1) / x0[0].numel(), t, process)  # (bins,)
+    nats = training.mean_by_bin(q.kl(guess, x0).sum(1) / x0[0].numel(), t, process)  # (bins,)
     samples = draw(model, process, labels, SAMPLING, seed=seed)
     limit = frechet_distance(seen[0][: len(real)], real, features)
     found: dict[str, Any] = {
@@ -215,11 +210,10 @@ def _one(stage: str, weight: float, penalty: str = "kl", below: float = 1.0) -> 
 
 
 def _race(stage: str, **more: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings: the weight swept at all steps and at low noise, and the loss without a bias."""
+    """Settings: the simple loss, two weights of the divergence, more, and the loss without bias."""
     return {
         "simple": {"stage": stage, "weight": 0.0},
-        **{f"λ = {weight}": _one(stage, weight) for weight in (0.01, 0.1, 1.0)},
-        "λ = 1.0, low noise": _one(stage, 1.0, below=LOW),
+        **{f"λ = {weight}": _one(stage, weight) for weight in (0.1, 1.0)},
         **more,
         "distance, 0.1": _one(stage, 0.1, "distance"),
     }
@@ -247,7 +241,14 @@ EXPERIMENTS = (
     Experiment(
         name="sequence-digits",
         about="The sequence loss on the digits, its weight swept, against the simple loss",
-        settings=_race("digits", **{"λ = 0.1, own prefix": _one("digits", 0.1, "own prefix")}),
+        settings=_race(
+            "digits",
+            **{
+                "λ = 0.01": _one("digits", 0.01),
+                "λ = 1.0, low noise": _one("digits", 1.0, below=LOW),
+                "λ = 0.1, own prefix": _one("digits", 0.1, "own prefix"),
+            },
+        ),
         seeds=range(3),
         compute=race_cell,
     ),

@@ -36,7 +36,7 @@ from dit_edu.scaling import Architecture
 SHARE = 0.6  # of the plain model's MACs, at which those meet that can be steered
 RAMP = 75  # updates in which a budget is lowered
 STEPS = SAMPLING.steps
-BATCHES, TURNS = (1, 16), 8
+BATCHES, TURNS = (1, 16), 4
 
 
 @cache

@@ -197,6 +197,7 @@ def _way(
     return {**way, "lr": FINE} if start else way
 
 
+_WIDTHS = dict(zip(SHARES, (28, 32, 36, 44), strict=True))
 _DEPTHS = dict(zip(SHARES, (2, 3, 4, 5), strict=True))
 FRONTIER: dict[str, dict[str, Any]] = {
     "dense": _way("DiT", 1.0),
@@ -209,6 +210,7 @@ FRONTIER: dict[str, dict[str, Any]] = {
         f"shallow from dense {s}": _way("DiT", s, start="shortened", depth=d)
         for s, d in _DEPTHS.items()
     },
+    **{f"narrow {s}": _way("DiT", s, start=None, hidden_size=d) for s, d in _WIDTHS.items()},
     "dice": _way("DiceDiT", ONE),
     "more at high noise": _way("DDDiT", ONE, table=((0, 1.5, 1.5), (333, 2, 3), (667, 3, 5))),
     "more at low noise": _way("DDDiT", ONE, table=((0, 3, 5), (333, 2, 3), (667, 1.5, 1.5))),

@@ -7,6 +7,7 @@ from functools import partial
 
 from dit_edu.lab import zoo
 from dit_edu.lab.figures.attention import where_heads_look
+from dit_edu.lab.figures.bugs import what_bugs_do
 from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
 from dit_edu.lab.figures.conditions import budget_by_image
 from dit_edu.lab.figures.denoising import noise_floors, step_back
@@ -81,6 +82,7 @@ __all__ = [
     "tokens_by_depth",
     "two_tables",
     "waves_of_time",
+    "what_bugs_do",
     "where_heads_look",
     "where_they_look",
     "width_by_step",
@@ -130,6 +132,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "two-tables": partial(_of_digits, two_tables),
     "where-heads-look": partial(_of_digits, where_heads_look),
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
+    "what-bugs-do": what_bugs_do,
     "latent-noise": latent_noise,
     "few-bits": few_bits,
     "where-they-look": where_they_look,

@@ -1,8 +1,8 @@
 """Twelve bugs, each as a broken function, a small test that fails, and the repaired function.
 
-The three stand under the same names in :mod:`~dit_edu.lab.bugs.broken`,
-:mod:`~dit_edu.lab.bugs.failing` and :mod:`~dit_edu.lab.bugs.repaired`. The judges of
-:mod:`dit_edu.lab.exercises` say more than the small tests: what is wrong, and why.
+They stand in the files ``broken.py``, ``failing.py`` and ``repaired.py`` of this folder; what was
+broken and what was repaired have the same names. The judges of :mod:`dit_edu.lab.exercises` say
+more than the small tests: what is wrong, and why.
 """
 
 from __future__ import annotations

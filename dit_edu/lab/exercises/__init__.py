@@ -48,6 +48,7 @@ CHAPTERS = (
     "conditions",
     "regimes",
     "explorer",
+    "claims",
     "bugs",
 )
 

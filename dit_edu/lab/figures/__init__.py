@@ -8,6 +8,7 @@ from functools import partial
 from dit_edu.lab import zoo
 from dit_edu.lab.figures.attention import where_heads_look
 from dit_edu.lab.figures.bugs import what_bugs_do
+from dit_edu.lab.figures.claims import taken_apart
 from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
 from dit_edu.lab.figures.conditions import budget_by_image
 from dit_edu.lab.figures.denoising import noise_floors, step_back
@@ -78,6 +79,7 @@ __all__ = [
     "stages_of_training",
     "step_back",
     "switches_by_update",
+    "taken_apart",
     "three_clocks",
     "tokens_by_depth",
     "two_tables",
@@ -120,6 +122,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "layers-by-step": layers_by_step,
     "depth-by-budget": depth_by_budget,
     "shared-out": shared_out,
+    "taken-apart": taken_apart,
     "budget-by-image": budget_by_image,
     "width-by-step": width_by_step,
     "modes-by-step": modes_by_step,

@@ -1,4 +1,4 @@
-"""Every chapter ends with exercises: a prediction, a derivation, something to build; all checked."""
+"""Every chapter ends with exercises: to predict, to derive and to build; all of them checked."""
 
 from __future__ import annotations
 

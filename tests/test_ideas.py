@@ -14,7 +14,7 @@ IDEAS: list[dict[str, Any]] = yaml.safe_load((ROOT / "book" / "ideas.yml").read_
 TO_COME = "to come"
 PLACES = {"idea", "title", "chapter", "lab", "modules", "tests"}
 # Pages that teach no idea of their own.
-NO_IDEA = {"index", "api", "references"}
+NO_IDEA = {"index", "glossary", "api", "references"}
 
 
 def module_file(module: str) -> Path:

@@ -61,30 +61,37 @@ class Claims(SphinxDirective):
     def evidence(self, claim: Claim) -> nodes.paragraph:
         """The links, each once."""
         line = nodes.paragraph("", "Evidence: ", classes=["claim-evidence"])
-        links = {text: (uri, inside) for text, uri, inside in map(self.link, claim.places())}
-        for text, (uri, inside) in links.items():
+        links = dict(map(self.link, claim.places()))
+        for words, address in links.items():
             if len(line) > 1:
                 line += nodes.Text("; ")
-            line += nodes.reference("", text, refuri=uri, internal=inside)
+            line += nodes.reference("", words, **address)
         return line
 
-    def link(self, place: str) -> tuple[str, str, bool]:
-        """The words of a link, its address, and whether it stays in the book."""
+    def link(self, place: str) -> tuple[str, dict[str, object]]:
+        """The words of a link, and where it leads: out of the book, or to one of its pages."""
         theme = self.config.html_theme_options
         blob = f"{theme['repository_url']}/blob/{theme['repository_branch']}"
         path, _, name = place.replace("::", "#").partition("#")
-        page = Path(path).with_suffix("").as_posix()
         if path.startswith("tests/"):
             words = name.removeprefix("test_").replace("_", " ")
-            return f"test: {words}", f"{blob}/{path}#L{line_of(place)}", False
+            return f"test: {words}", {"refuri": f"{blob}/{path}#L{line_of(place)}"}
         if path.startswith("results/"):
-            return f"table: {Path(path).stem}", f"{blob}/{path}", False
+            return f"table: {Path(path).stem}", {"refuri": f"{blob}/{path}"}
         self.env.note_dependency(str(ROOT / path))
-        uri = self.env.app.builder.get_relative_uri(self.env.docname, page)
+        page = Path(path).with_suffix("").as_posix()
+        to = {"internal": True, "page": page, "anchor": ""}
         if path.startswith("notebooks/"):
-            return f"lab: {page.removeprefix('notebooks/')}", uri, True
+            return f"lab: {page.removeprefix('notebooks/')}", to
         anchor = f"equation-{name}" if name.startswith("eq-") else name
-        return heading(ROOT / path, name), f"{uri}#{anchor}", True
+        return heading(ROOT / path, name), to | {"anchor": f"#{anchor}"}
+
+
+def lead_to_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Give the links to pages their addresses, which no builder knows before it writes."""
+    for link in doctree.findall(nodes.reference):
+        if page := link.get("page"):
+            link["refuri"] = app.builder.get_relative_uri(docname, page) + link["anchor"]
 
 
 def who(claim: Claim) -> str:
@@ -109,5 +116,6 @@ def load_filter(
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("claims", Claims)
+    app.connect("doctree-resolved", lead_to_pages)
     app.connect("html-page-context", load_filter)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -35,6 +35,7 @@ CHAPTERS = (
     "attention",
     "noise_attention",
     "training",
+    "sequence_loss",
     "conditioning",
     "guidance",
     "scaling",

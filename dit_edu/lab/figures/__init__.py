@@ -38,6 +38,7 @@ from dit_edu.lab.figures.results import hidit_race
 from dit_edu.lab.figures.router import noisy_switch, switches_by_update
 from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.scaling import cost_calculator
+from dit_edu.lab.figures.sequence_loss import next_patch
 from dit_edu.lab.figures.stages import stages_of_training
 from dit_edu.lab.figures.timestep import width_by_step
 from dit_edu.lab.figures.training import expected_loss
@@ -66,6 +67,7 @@ __all__ = [
     "live_trajectory",
     "loss_by_noise_bin",
     "modes_by_step",
+    "next_patch",
     "noise_floors",
     "noisy_switch",
     "patch_loss_map",
@@ -131,6 +133,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "experts-by-step": experts_by_step,
     "stages-of-training": stages_of_training,
     "loss-by-noise-bin": _digits_losses,
+    "next-patch": partial(_of_digits, next_patch),
     "patch-loss-map": partial(_of_digits, patch_loss_map),
     "two-tables": partial(_of_digits, two_tables),
     "where-heads-look": partial(_of_digits, where_heads_look),

@@ -68,7 +68,9 @@ class Guided(nn.Module):
         k = self.channels
         guided = uncond[:, :k] + self.scale * (cond[:, :k] - uncond[:, :k])  # (B, k, H, W)
         if inside is not None:
-            guided = torch.where(inside.view(-1, 1, 1, 1), guided, cond[:, :k])  # (B, k, H, W)
+            guided = torch.where(
+                inside.view(-1, *[1] * (x.ndim - 1)), guided, cond[:, :k]
+            )  # (B, k, H, W)
         return torch.cat([guided, cond[:, k:]], dim=1)  # (B, out, H, W)
 
     def _inside(self, t: Tensor) -> Tensor | None:

@@ -112,10 +112,10 @@ def walk(
         ValueError: shapes disagree, a label is not allowed, or the denoiser's output is not finite;
             the message names the sampling step.
     """
-    if len(shape) != 4 or len(y) != shape[0]:
+    if len(shape) not in (4, 5) or len(y) != shape[0]:
         raise ValueError(
             f"shape={tuple(shape)} and y of shape {tuple(y.shape)} disagree; "
-            "allowed: (B, C, H, W) and (B, …)."
+            "allowed: (B, C, H, W), or (B, C, F, H, W) of videos, and (B, …)."
         )
     if isinstance(generator, Sequence) and len(generator) != shape[0]:
         raise ValueError(

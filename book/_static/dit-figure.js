@@ -429,14 +429,14 @@
     }
 
     start() {
-      const name = this.figure.play, last = this.axis(name).labels.length - 1;
+      const { play: name, loop } = this.figure, last = this.axis(name).labels.length - 1;
       if (this.state[name] === last) this.move(name, 0);
       this.play.setAttribute("aria-pressed", "true");
       this.status.setAttribute("aria-live", "off");
       this.timer = setInterval(() => {
-        this.move(name, this.state[name] + 1);
-        if (this.state[name] === last) this.stop();
-      }, Math.max(reduced() ? 500 : 60, 5000 / (last + 1)));
+        this.move(name, loop && this.state[name] === last ? 0 : this.state[name] + 1);
+        if (!loop && this.state[name] === last) this.stop();
+      }, Math.max(reduced() ? 500 : 60, (loop ? 1600 : 5000) / (last + 1)));
     }
 
     stop() {

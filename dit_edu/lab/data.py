@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dit_edu._checks import check_choice, check_positive_int
+from dit_edu.lab.moving import DIRECTIONS, load_pairs, load_videos, read_videos
 from dit_edu.lab.scenes import CLASS_NAMES, Scenes, recognise, shapes
 
 __all__ = [
@@ -122,6 +123,21 @@ DATASETS = {
         channels=3,
         size=16,
         judge=recognise,
+    ),
+    "moving-digits": Dataset(
+        "moving-digits",
+        load_videos,
+        tuple("0123456789"),
+        channels=1,
+        size=16,
+        judge=read_videos,
+    ),
+    "moving-pairs": Dataset(
+        "moving-pairs",
+        load_pairs,
+        tuple(f"{digit} {direction}" for digit in range(10) for direction in DIRECTIONS),
+        channels=2,
+        size=16,
     ),
 }
 

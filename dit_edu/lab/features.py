@@ -76,6 +76,16 @@ RECIPES = {
     "small-shapes-features": FeatureRecipe(
         "small-shapes", widths=(16, 32, 64), dropout=0.2, shift=0, steps=700, batch_size=64, lr=4e-3
     ),
+    "moving-digits-features": FeatureRecipe(  # of a frame and the next: what moves, and where to
+        "moving-pairs",
+        widths=(8, 16, 32),
+        features=32,
+        dropout=0.1,
+        shift=0,
+        steps=800,
+        batch_size=64,
+        lr=4e-3,
+    ),
 }
 
 

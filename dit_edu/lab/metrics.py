@@ -24,6 +24,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from dit_edu.lab.baselines import Labelled, class_gaussian, memorise
 from dit_edu.lab.data import dataset
 from dit_edu.lab.features import load_features
+from dit_edu.lab.moving import frame_pairs
 from dit_edu.latents import VAE
 
 NEIGHBOURS = 3  # k of precision and recall
@@ -162,10 +163,11 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor, features: nn.Module) -> f
     """The distance between Gaussians fitted to two sets of images in feature space (Heusel 2017).
 
     Args:
-        a: (n, C, H, W).
-        b: (m, C, H, W).
+        a: (n, C, H, W); or videos, (n, C, F, H, W), of which each frame and the next are one image.
+        b: (m, …), the same.
         features: Maps images to (., num_features).
     """
+    a, b = (frame_pairs(x) if x.ndim == 5 else x for x in (a, b))
     # |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
     distance = FrechetInceptionDistance(features)  # a net of one's own gets the floats as they are
     with torch.no_grad():
@@ -246,7 +248,7 @@ def _check(
     if labels.dtype != torch.int64:
         raise TypeError(f"labels has dtype {labels.dtype}; it must be torch.int64.")
     n, shape = len(reference[0]), tuple(reference[0].shape[1:])
-    if samples.ndim != 4 or tuple(samples.shape[1:]) != shape:
+    if tuple(samples.shape[1:]) != shape:
         raise ValueError(f"samples has shape {tuple(samples.shape)}; it must be {(n, *shape)}.")
     if len(samples) != n:
         raise ValueError(

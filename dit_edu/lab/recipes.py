@@ -34,10 +34,12 @@ from dit_edu.hidit.model import HiDiT
 from dit_edu.hidit.multiscale import MultiscaleDiT
 from dit_edu.lab.data import DATASETS, OWN
 from dit_edu.lab.lora import LoRADiT
-from dit_edu.noise_attention import NoiseAwareDiT
-from dit_edu.mixed import TextDiT
 from dit_edu.landscape import TokenDensityDiT
+from dit_edu.mixed import TextDiT
+from dit_edu.noise_attention import NoiseAwareDiT
 from dit_edu.unet import UNet
+from dit_edu.video import VideoDiT
+from dit_edu.video_unet import VideoUNet
 
 
 def by_noise(
@@ -82,6 +84,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "DiceDiT": DiceDiT,
     "CachedDiT": CachedDiT,
     "AuxiliaryDiT": AuxiliaryDiT,
+    "VideoDiT": VideoDiT,
+    "VideoUNet": VideoUNet,
     "TextDiT": TextDiT,
     "TokenDensityDiT": TokenDensityDiT,
 }
@@ -392,6 +396,29 @@ RECIPES["shapes-dddit"] = replace(
     budget=0.6,
     steps=300,
     lr=2e-3,
+)
+#: Films: the joint model of the chapter on video.
+RECIPES["moving-digits-dit"] = Recipe(
+    name="moving-digits-dit",
+    about="DiT with 0.2 M parameters on films of moving digits, 8 frames of 16x16, joint attention",
+    data="moving-digits",
+    kind="VideoDiT",
+    model=dict(
+        input_size=[8, 16, 16],
+        patch_size=4,
+        in_channels=1,
+        hidden_size=48,
+        depth=4,
+        num_heads=4,
+        num_classes=10,
+        class_dropout_prob=0.1,
+        learn_sigma=False,
+        embed_std=1.0,
+    ),
+    steps=4000,
+    batch_size=32,
+    lr=8e-3,
+    warmup=50,
 )
 
 

@@ -59,6 +59,7 @@ class Figure:
         panels: at least one; see :mod:`dit_edu.lab.panels` and :mod:`dit_edu.lab.charts`.
         axes: the sliders, in the order they are shown.
         play: the axis that the Play button moves; None for no such button.
+        loop: play it round and round, as a film, until the button is pressed again.
 
     Raises:
         ValueError: a text is missing, a name is unknown or used twice, or a panel's arrays do not
@@ -72,6 +73,7 @@ class Figure:
     panels: Sequence[Panel]
     axes: Sequence[Axis] = ()
     play: str | None = None
+    loop: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
@@ -109,6 +111,7 @@ class Figure:
             "caption": self.caption,
             "alt": self.alt,
             "play": self.play,
+            **({"loop": True} if self.loop else {}),
             "axes": [a.encode() for a in self.axes],
             "panels": [p.encode(axes) for p in self.panels],
         }

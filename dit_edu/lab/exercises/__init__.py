@@ -50,6 +50,7 @@ CHAPTERS = (
     "explorer",
     "claims",
     "bugs",
+    "video",
 )
 
 

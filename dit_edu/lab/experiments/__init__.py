@@ -58,6 +58,7 @@ CHAPTERS = (
     "conditions",
     "regimes",
     "explorer",
+    "video",
 )
 TREE = Path(__file__).resolve().parents[3]
 # Where the tables lie, in a clone of the book's repository or where pip put them.

@@ -115,7 +115,7 @@ def heldout_batch(
     n, g = REPEATS * len(images), torch.Generator().manual_seed(0)
     levels = (torch.arange(n) + 0.5) * (process.num_timesteps / n)  # (n,), increasing
     t = levels.long()[torch.randperm(n, generator=g)]  # (n,)
-    x0 = images.repeat(REPEATS, 1, 1, 1)  # (n, C, H, W)
+    x0 = torch.cat([images] * REPEATS)  # (n, C, H, W)
     return x0, t, torch.cat([labels] * REPEATS), torch.randn(x0.shape, generator=g)
 
 

@@ -43,6 +43,7 @@ from dit_edu.lab.figures.stages import stages_of_training
 from dit_edu.lab.figures.timestep import width_by_step
 from dit_edu.lab.figures.training import expected_loss
 from dit_edu.lab.figures.unet import larger_scenes, where_they_look
+from dit_edu.lab.figures.video import moving_films
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.widgets import Figure
 
@@ -67,6 +68,7 @@ __all__ = [
     "live_trajectory",
     "loss_by_noise_bin",
     "modes_by_step",
+    "moving_films",
     "next_patch",
     "noise_floors",
     "noisy_switch",
@@ -141,6 +143,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "what-bugs-do": what_bugs_do,
     "latent-noise": latent_noise,
     "few-bits": few_bits,
+    "moving-films": moving_films,
     "where-they-look": where_they_look,
     "larger-scenes": larger_scenes,
     "fine-tuning": fine_tuning,

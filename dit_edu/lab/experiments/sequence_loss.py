@@ -249,7 +249,7 @@ EXPERIMENTS = (
                 "distance, 0.1": _one("digits", 0.1, "distance"),
             },
         ),
-        seeds=range(2),
+        seeds=range(3),
         compute=race_cell,
     ),
     Experiment(

@@ -25,6 +25,7 @@ CHAPTERS = (
     "sampling",
     "patchify",
     "attention",
+    "noise_attention",
     "dit",
     "training",
     "sequence_loss",

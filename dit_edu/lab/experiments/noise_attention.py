@@ -1,6 +1,6 @@
 """Attention that is told the noise level: a race of all its rules, and the time that windows save.
 
-Two stages: digits with 16 tokens, and one object on 16 × 16 pixels with 64.
+The stage is the digits, with 16 tokens.
 """
 
 from __future__ import annotations
@@ -21,20 +21,15 @@ from dit_edu.lab.data import digits
 from dit_edu.lab.draw import Sampling
 from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
-from dit_edu.lab.experiments.dynamic import MODEL as DIGITS
-from dit_edu.lab.experiments.dynamic import RECIPE as ON_DIGITS
-from dit_edu.lab.experiments.multiscale import MODEL as SHAPES
-from dit_edu.lab.experiments.multiscale import RECIPE as ON_SHAPES
-from dit_edu.lab.experiments.multiscale import fitted, half, judged
+from dit_edu.lab.experiments.dynamic import MODEL as OF_STAGE
+from dit_edu.lab.experiments.dynamic import RECIPE as ON_STAGE
+from dit_edu.lab.experiments.multiscale import fitted
 from dit_edu.lab.experiments.training import quality
 from dit_edu.lab.recipes import Recipe
 from dit_edu.windows import Window, gathered_attention
 
-#: Model and recipe of each stage.
-STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "digits": ({**DIGITS, "depth": 4}, {**ON_DIGITS, "steps": 400}),
-    "shapes": (SHAPES, {**ON_SHAPES, "batch_size": 32}),
-}
+MODEL: dict[str, Any] = {**OF_STAGE, "depth": 4}
+RECIPE: dict[str, Any] = {**ON_STAGE, "steps": 400}
 LEVELS = (0, *range(50, 1000, 50), 999)  # steps at which attention is looked at
 LOOKED = 50  # held-out images whose attention is looked at
 
@@ -69,24 +64,18 @@ def entropies(
     return torch.tensor(found)
 
 
-def recipe_of(stage: str, model: Mapping[str, Any]) -> Recipe:
-    """The recipe of a stage, with options of :class:`~dit_edu.noise_attention.NoiseAwareDiT`."""
-    settings, recipe = STAGES[stage]
-    return Recipe(name="noise-aware", kind="NoiseAwareDiT", model={**settings, **model}, **recipe)
+def recipe_of(setting: Mapping[str, Any]) -> Recipe:
+    """The recipe of a setting: its rule on top of what all share."""
+    model = {**MODEL, **setting["model"]}
+    return Recipe(name="noise-aware", kind="NoiseAwareDiT", model=model, **RECIPE)
 
 
 def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Train, measure on held-out images, and look at the attention."""
-    recipe = recipe_of(setting["stage"], setting["model"])
-    if setting["stage"] == "digits":
-        seen, unseen = digits("train"), digits("heldout")
-        model = fitted(recipe, seed, seen)
-        found = quality(model, recipe, Sampling(steps=10))
-    else:
-        seen, unseen = half("train"), half("heldout")
-        model = fitted(recipe, seed, seen)
-        found = judged(model, recipe, seed, seen, unseen)
-    looked = (part[:LOOKED] for part in unseen)
+    """Train, measure on the held-out digits, and look at the attention."""
+    recipe = recipe_of(setting)
+    model = fitted(recipe, seed, digits("train"))
+    found = quality(model, recipe, Sampling(steps=10))
+    looked = (part[:LOOKED] for part in digits("heldout"))
     found["entropy"] = plain(entropies(model, recipe.process.build(), *looked).tolist(), 4)
     if model.learned is not None:
         emb = model.t_embedder(torch.tensor(LEVELS))  # (levels, D)
@@ -140,30 +129,13 @@ RULES: dict[str, dict[str, Any]] = {
     "wide at noise, at least 3 × 3": {"window": "wide-at-noise", "least": 2},
     "always 3 × 3": {"window": "fixed", "least": 2},
 }
-#: Those that are tried where windows have room.
-LARGER = (
-    "plain",
-    "temperature as written",
-    "mask as written",
-    "raster, narrow at noise",
-    "narrow at noise",
-    "wide at noise, at least 3 × 3",
-    "always 3 × 3",
-)
-
 EXPERIMENTS = (
-    *(
-        Experiment(
-            name=name,
-            about=f"Attention told the noise level: loss and entropy by noise, {about}",
-            settings={rule: {"stage": stage, "model": RULES[rule]} for rule in rules},
-            seeds=range(3),
-            compute=race_cell,
-        )
-        for name, stage, rules, about in (
-            ("noise-attention", "digits", RULES, "digits, 16 tokens"),
-            ("noise-attention-shapes", "shapes", LARGER, "small shapes, 64 tokens"),
-        )
+    Experiment(
+        name="noise-attention",
+        about="Attention told the noise level: loss and entropy by noise, digits, 16 tokens",
+        settings={rule: {"stage": "digits", "model": RULES[rule]} for rule in RULES},
+        seeds=range(3),
+        compute=race_cell,
     ),
     Experiment(
         name="noise-attention-cost",

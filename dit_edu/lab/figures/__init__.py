@@ -26,6 +26,7 @@ from dit_edu.lab.figures.latents import latent_noise
 from dit_edu.lab.figures.likelihood import bits_by_step
 from dit_edu.lab.figures.modes import modes_by_step
 from dit_edu.lab.figures.multiscale import tokens_by_depth
+from dit_edu.lab.figures.noise_attention import attention_by_noise
 from dit_edu.lab.figures.own_data import fine_tuning
 from dit_edu.lab.figures.patchify import (
     beyond_the_grid,
@@ -49,6 +50,7 @@ from dit_edu.lab.widgets import Figure
 
 __all__ = [
     "FIGURES",
+    "attention_by_noise",
     "beyond_the_grid",
     "bits_by_step",
     "budget_by_image",
@@ -105,7 +107,7 @@ def _of_digits(figure: Callable[..., Figure]) -> Figure:
     return figure(model, Recipe.from_dict(card["recipe"]).process.build())
 
 
-#: Without arguments; the last nine need the model that they show to be in the zoo.
+#: Without arguments; the last ten need the model that they show to be in the zoo.
 FIGURES: dict[str, Callable[[], Figure]] = {
     "forward-process": forward_process,
     "step-back": step_back,
@@ -142,6 +144,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "reverse-trajectory": partial(_of_digits, reverse_trajectory),
     "what-bugs-do": what_bugs_do,
     "latent-noise": latent_noise,
+    "attention-by-noise": attention_by_noise,
     "few-bits": few_bits,
     "moving-films": moving_films,
     "where-they-look": where_they_look,

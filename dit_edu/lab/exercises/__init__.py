@@ -49,6 +49,7 @@ CHAPTERS = (
     "conditions",
     "regimes",
     "explorer",
+    "dddit_results",
     "claims",
     "bugs",
     "video",

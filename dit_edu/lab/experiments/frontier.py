@@ -211,6 +211,7 @@ FRONTIER: dict[str, dict[str, Any]] = {
         for s, d in _DEPTHS.items()
     },
     **{f"narrow {s}": _way("DiT", s, start=None, hidden_size=d) for s, d in _WIDTHS.items()},
+    "one head 0.3": _way("DDDiT", 0.3, start=None, table=((0, 1, 1 / 3),)),
     "dice": _way("DiceDiT", ONE),
     "more at high noise": _way("DDDiT", ONE, table=((0, 1.5, 1.5), (333, 2, 3), (667, 3, 5))),
     "more at low noise": _way("DDDiT", ONE, table=((0, 3, 5), (333, 2, 3), (667, 1.5, 1.5))),

@@ -11,6 +11,7 @@ from dit_edu.lab.figures.bugs import what_bugs_do
 from dit_edu.lab.figures.claims import taken_apart
 from dit_edu.lab.figures.conditioning import conditioning_race, waves_of_time
 from dit_edu.lab.figures.conditions import budget_by_image
+from dit_edu.lab.figures.dddit_results import dddit_race
 from dit_edu.lab.figures.denoising import noise_floors, step_back
 from dit_edu.lab.figures.deployment import few_bits
 from dit_edu.lab.figures.depth import depth_by_budget
@@ -56,6 +57,7 @@ __all__ = [
     "budget_by_image",
     "conditioning_race",
     "cost_calculator",
+    "dddit_race",
     "depth_by_budget",
     "expected_loss",
     "experts_by_step",
@@ -151,6 +153,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "larger-scenes": larger_scenes,
     "fine-tuning": fine_tuning,
     "hidit-race": hidit_race,
+    "dddit-race": dddit_race,
     "shapes-explorer": partial(shipped_explorer, "shapes-dddit"),
     "digits-explorer": partial(shipped_explorer, "digits-dddit"),
 }

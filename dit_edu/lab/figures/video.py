@@ -20,12 +20,13 @@ from dit_edu.lab.widgets import Figure
 #: The rows of the figure: by title, a table, its setting, and which films of it.
 FILMS = {
     "perfect": ("video-ideal", "both", "films"),
-    "perfect, each frame alone": ("video-ideal", "nothing", "films"),
-    "DiT, joint": ("video", "joint", "films"),
-    "DiT, factorized": ("video", "factorized", "films"),
-    "DiT, each frame alone": ("video", "frames", "films"),
+    "perfect, alone": ("video-ideal", "nothing", "films"),
+    "joint": ("video", "joint", "films"),
+    "factorized": ("video", "factorized", "films"),
+    "alone": ("video", "frames", "films"),
     "U-Net": ("video", "U-Net", "films"),
 }
+COLUMNS = 4  # digits that the figure has room for on a phone
 LINES = {"nothing": "nothing", "digit": "the digit stays", "path": "its path", "both": "both"}
 
 
@@ -38,7 +39,7 @@ def films_of(uri: str) -> np.ndarray:
 
 
 def moving_films() -> Figure:
-    """Films of the digits 0 to 5, and what a perfect denoiser loses by not knowing of time.
+    """Films of the digits 0 to 3, and what a perfect denoiser loses by not knowing of time.
 
     Raises:
         FileNotFoundError, ValueError: the tables ``video`` and ``video-ideal`` are not there.
@@ -48,7 +49,7 @@ def moving_films() -> Figure:
     for title, (table, setting, name) in FILMS.items():
         first = next(row for row in read(table) if row["setting"] == setting)
         rows[title] = films_of(first["metrics"][name])
-    films = np.stack(list(rows.values()))  # (rows, SHOWN, F, H, W)
+    films = np.stack(list(rows.values()))[:, :COLUMNS]  # (rows, COLUMNS, F, H, W)
     error = {
         known: np.array(
             [r["metrics"]["error"] for r in read("video-ideal") if r["setting"] == known]
@@ -58,11 +59,12 @@ def moving_films() -> Figure:
     return Figure(
         name="moving-films",
         title="Which of them move?",
-        caption="Press Play. Rows are real digits, what a perfect denoiser draws that knows all of "
-        "time or nothing of it, and what small models draw after the race's few updates. Look at "
-        "one column at a time: does the digit stay the same, and does it go on as it came? Below, "
+        caption="Press Play. Rows are real digits; what a perfect denoiser draws that knows all of "
+        "time, or sees each frame alone; and what three DiTs and a U-Net draw after the few "
+        "updates of the race. Look at one column at a time: does the digit "
+        "stay the same, and does it go on as it came? Below, "
         "the error of perfect denoisers over *t*, by what they know of time.",
-        alt="Seven rows of six small films. The real digits, and those of the perfect denoiser "
+        alt="Seven rows of four small films. The real digits, and those of the perfect denoiser "
         "that knows of time, walk in straight lines and turn at the edges. Where a perfect "
         "denoiser sees each frame alone, sharp digits jump about and change their shape. The "
         "trained models draw blurred ink. A chart below: four curves of error that rise with the "
@@ -73,12 +75,12 @@ def moving_films() -> Figure:
         loop=True,
         panels=[
             Images(
-                title="Films of the digits 0 to 5",
+                title="Films of the digits 0 to 3",
                 alt="One frame of each film.",
                 axes=("frame",),
-                frames=films.transpose(2, 0, 1, 3, 4)[:, :, :, None],  # (F, rows, SHOWN, 1, H, W)
+                frames=films.transpose(2, 0, 1, 3, 4)[:, :, :, None],  # (F, rows, COLUMNS, 1, H, W)
                 row_labels=list(rows),
-                column_labels=[str(y) for y in range(SHOWN)],
+                column_labels=[str(y) for y in range(COLUMNS)],
                 size=72,
                 levels=16,
                 wide=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -38,11 +39,11 @@ def asked_for(caption: str) -> tuple[list[tuple[str, str]], list[tuple[int, int]
     """What a caption asks for: each object's (colour, shape), and where the first lies.
 
     Returns:
-        The pairs, and for each object but the first a direction (x, y) with y down: that of the
+        The pairs, and for each object but the first a direction (x, y) with y down, that of the
         first object as seen from it.
     """
     words = caption.split()
-    pairs = [(c, s) for c, s in zip(words, words[1:], strict=False) if c in COLOURS and s in SHAPES]
+    pairs = [(c, s) for c, s in pairwise(words) if c in COLOURS and s in SHAPES]
     return pairs, [RELATIONS[word] for word in words if word in RELATIONS]
 
 
@@ -80,7 +81,7 @@ def _alone(image: Tensor, mask: np.ndarray) -> Tensor:
 
 
 def relation(one: Object, other: Object) -> tuple[int, int]:
-    """Where ``one`` lies as seen from ``other``, by the rule of the captions: a direction (x, y)."""
+    """Where ``one`` lies as seen from ``other``, by the rule of captions: (x, y)."""
     dx, dy = one.centre[0] - other.centre[0], one.centre[1] - other.centre[1]
     if abs(dx) >= abs(dy):
         return (-1 if dx < 0 else 1, 0)
@@ -129,11 +130,21 @@ def prompt_accuracy(images: Tensor, captions: Sequence[str]) -> dict[str, float]
 
     Returns:
         A share for each of ``ATTRIBUTES``, ``position`` among the captions that say one (if any),
-        and ``all``.
+        and ``all``. And ``binding``: of the images that have the right colours and shapes, of
+        captions with different ones, the share with every shape in its own colour (if there are
+        any); to give colours to shapes by chance makes it 1/2 for two objects.
     """
     rows = [judged(image, caption) for image, caption in zip(images, captions, strict=True)]
     placed = [row["position"] for row in rows if "position" in row]
     found = {name: [row[name] for row in rows] for name in ATTRIBUTES if name != "position"}
     found |= {"position": placed} if placed else {}
+    free = [row["pairs"] for row, c in zip(rows, captions, strict=True) if _bindable(row, c)]
+    found |= {"binding": free} if free else {}
     found["all"] = [all(row.values()) for row in rows]
     return {name: float(np.mean(right)) for name, right in found.items()}
+
+
+def _bindable(row: dict[str, bool], caption: str) -> bool:
+    """Whether colours and shapes are right, and could have been put together in another way."""
+    colours, forms = map(set, zip(*asked_for(caption)[0], strict=True))
+    return row["colour"] and row["shape"] and min(len(colours), len(forms)) > 1

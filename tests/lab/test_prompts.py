@@ -10,7 +10,7 @@ from dit_edu.lab.scenes import COLOURS, shapes
 
 
 def painted(*parts: tuple[str, str, int, int]) -> torch.Tensor:
-    """Circles and squares of six pixels to each side of their middle, on grey: (3, 32, 32); each part is colour, shape, x, y."""
+    """Circles and squares on grey, (3, 32, 32); each part is colour, shape, x, y."""
     image = torch.full((3, 32, 32), 0.2)
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     for colour, shape, cx, cy in parts:
@@ -75,5 +75,7 @@ def test_real_scenes_are_what_their_captions_say():
 def test_shares_are_those_of_single_judgements():
     captions = ("a red circle", "a red circle left of a blue square")
     found = prompt_accuracy(torch.stack([SCENE, SCENE]), captions)
-    assert found == {"count": 0.5, "colour": 0.5, "shape": 0.5, "pairs": 0.5, "position": 1.0, "all": 0.5}  # fmt: skip
+    assert found == dict.fromkeys(ATTRIBUTES, 0.5) | {"position": 1.0, "all": 0.5, "binding": 1.0}
+    swapped = prompt_accuracy(SCENE[None], ["a blue circle left of a red square"])
+    assert swapped["colour"] == swapped["shape"] == 1 and swapped["binding"] == 0
     assert "position" not in prompt_accuracy(SCENE[None], captions[:1])

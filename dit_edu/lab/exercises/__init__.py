@@ -35,6 +35,7 @@ CHAPTERS = (
     "latents",
     "multiscale",
     "unet",
+    "text",
     "own_data",
     "factorized",
     "dynamic",

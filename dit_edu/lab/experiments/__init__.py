@@ -42,6 +42,7 @@ CHAPTERS = (
     "latents",
     "multiscale",
     "unet",
+    "text",
     "own_data",
     "factorized",
     "dynamic",

@@ -42,6 +42,7 @@ from dit_edu.lab.figures.sampling import quality_by_steps, sampler_paths
 from dit_edu.lab.figures.scaling import cost_calculator
 from dit_edu.lab.figures.sequence_loss import next_patch
 from dit_edu.lab.figures.stages import stages_of_training
+from dit_edu.lab.figures.text import told_in_five_ways
 from dit_edu.lab.figures.timestep import width_by_step
 from dit_edu.lab.figures.training import expected_loss
 from dit_edu.lab.figures.unet import larger_scenes, where_they_look
@@ -90,6 +91,7 @@ __all__ = [
     "taken_apart",
     "three_clocks",
     "tokens_by_depth",
+    "told_in_five_ways",
     "two_tables",
     "waves_of_time",
     "what_bugs_do",
@@ -151,6 +153,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "moving-films": moving_films,
     "where-they-look": where_they_look,
     "larger-scenes": larger_scenes,
+    "told-in-five-ways": told_in_five_ways,
     "fine-tuning": fine_tuning,
     "hidit-race": hidit_race,
     "dddit-race": dddit_race,

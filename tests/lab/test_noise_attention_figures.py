@@ -35,14 +35,14 @@ def test_the_figure_shows_the_model_s_own_weights_under_a_rule():
         model(process.q_sample(x0, t, noise), t, y)
     row, column = next(iter(QUERIES.values()))
     want = 100 * weights[LAYER][0, :, 8 * row + column].mean(0).view(8, 8)
-    np.testing.assert_allclose(shares[SHOWN.index("plain"), 4, 0], want, atol=0.051)
+    np.testing.assert_allclose(shares[list(SHOWN).index("plain"), 4, 0], want, atol=0.051)
 
-    always = shares[SHOWN.index("always 3 × 3")]
+    always = shares[list(SHOWN).index("always 3 × 3")]
     assert ((always > 0).sum((-1, -2)) == [9, 4, 6]).all()  # on the object, corner, left edge
-    written = shares[SHOWN.index("mask as written")]
+    written = shares[list(SHOWN).index("mask as written")]
     assert written.min() > 0  # which masks nothing
-    assert table.rows[SHOWN.index("always 3 × 3"), 0, 0, 2, 1] == "100 %"
-    narrow = np.asarray(curves.lines[0].y)[SHOWN.index("narrow at noise")]
+    assert table.rows[list(SHOWN).index("always 3 × 3"), 0, 0, 2, 1] == "100 %"
+    narrow = np.asarray(curves.lines[0].y)[list(SHOWN).index("narrow at noise")]
     assert narrow[-1] == pytest.approx(0, abs=1e-4)  # a token alone with itself
 
 

@@ -21,8 +21,19 @@ from dit_edu.windows import token_distance
 STEPS = (0, 100, 200, 300, 500, 700, 900, 999)
 QUERIES = {"on the object": (3, 4), "corner": (0, 0), "left edge": (4, 0)}  # row and column
 LAYER = 1  # whose attention is mapped, from 0
-#: The rules without those that training would have to teach something first.
-SHOWN = [rule for rule in RULES if rule not in ("temperature learned", "wide at noise")]
+#: The rules that are shown, and what the slider calls them.
+SHOWN = {
+    "plain": "plain",
+    "temperature as written": "Temp written",
+    "temperature as summed up": "Temp summary",
+    "sharper at low noise": "sharp, low t",
+    "sharper at high noise": "sharp, high t",
+    "mask as written": "mask written",
+    "raster, narrow at noise": "raster mask",
+    "narrow at noise": "narrowing",
+    "wide at noise, at least 3 × 3": "widening",
+    "always 3 × 3": "always 3 × 3",
+}
 
 
 def ruled(rule: str, name: str = "small-shapes-dit") -> tuple[NoiseAwareDiT, Recipe]:
@@ -91,7 +102,7 @@ def attention_by_noise(images: int = 16) -> Figure:
                     for n, e in zip(near, attention_entropy(weight).exp(), strict=True)
                 ]
             )
-            if rule == SHOWN[0]:
+            if rule == "plain":
                 seen.append(x_t[0].clamp(-1, 1).numpy())
         rows.append(found)
         widths.append(entropies(model, process, x0[:images], y[:images], STEPS))  # (t, L)
@@ -104,14 +115,15 @@ def attention_by_noise(images: int = 16) -> Figure:
         "attention that the model has learnt. The map is that of one token (layer "
         f"{LAYER + 1}, mean of its heads), the curves are means over all tokens, heads and "
         f"{images} scenes: 100 is *to all alike*, 0 *to one only*. Move *t* from image to noise, "
-        "and compare the two temperatures from one source. Then look at the two masks that are "
-        "narrow at noise: the written one, which is multiplied, and the one that masks.",
+        "and compare the two temperatures from one source. Then look at the masks that narrow with "
+        "the noise: the written one, which is multiplied, and those that mask, in reading order "
+        "(*raster*) and on the grid (*narrowing*). *Widening* keeps 3 × 3 at least.",
         alt="A noisy scene on a grid of eight by eight tokens beside a map of the attention of one "
         "token. Under the plain model the map is soft; under the temperature as written it is "
         "even at small t; under true masks it is a square around the token that grows or shrinks "
         "with t. A chart shows the entropy of four layers against t.",
         axes=[
-            Axis("rule", "rule", range(len(SHOWN)), SHOWN),
+            Axis("rule", "rule", range(len(SHOWN)), list(SHOWN.values())),
             Axis("query", "token", range(len(QUERIES)), list(QUERIES), 0, True),
             Axis("t", "t", STEPS, start=STEPS.index(500)),
         ],

@@ -21,8 +21,7 @@ from dit_edu.dispatch import Items, run_on
 from dit_edu.dit import DiT
 from dit_edu.routing import report
 
-#: Rows (t, window): from step t on, sparse blocks work on means over window × window tokens.
-Density = Sequence[Sequence[int]]
+Density = Sequence[Sequence[int]]  # rows (t, window)
 
 
 def means(x: Tensor, grid: tuple[int, int], window: int = 2) -> Tensor:

@@ -135,7 +135,7 @@ class Bag(nn.Module):
         return self.table(numbers)
 
 
-#: The ways by name: who reads the caption, and the blocks.
+#: The ways by name, each with who reads the caption and the kind of block.
 WAYS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "bag": (Bag, PooledBlock),
     "pooled": (TextEncoder, PooledBlock),

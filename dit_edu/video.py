@@ -174,7 +174,7 @@ class VideoDiT(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        frames, height, width = self.input_size = tuple(input_size)
+        _, height, width = self.input_size = tuple(input_size)
         g, h, w = tubelets(self.input_size, tubelet, patch_size)
         self.in_channels, self.tubelet = in_channels, tubelet
         self.attention = check_choice("attention", attention, ATTENTION)

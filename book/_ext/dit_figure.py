@@ -1,7 +1,7 @@
 """What moves in the page, and stands still where nothing can move.
 
 ``{dit-figure} NAME`` shows the data of book/_static/figures/NAME.json; its still is NAME.png, its
-label ``fig-NAME``. ``{dit-model} NAME`` runs the model of book/_static/models/NAME.js; the options
+label ``fig-NAME``. With the option ``again`` it has none: its place is on another page. ``{dit-model} NAME`` runs the model of book/_static/models/NAME.js; the options
 ``still`` and ``alt`` give its still, the content gives its caption; its label is ``model-NAME``.
 """
 
@@ -42,7 +42,7 @@ class Moving(SphinxDirective):
         self.env.note_dependency(str(data))
         return data
 
-    def figure(self, label: str, still: Path, alt: str, caption: str) -> list[nodes.Node]:
+    def figure(self, label: str | None, still: Path, alt: str, caption: str) -> list[nodes.Node]:
         source = escape(f"_static/{self.folder}/{self.arguments[0]}{self.suffix}")
         uri = f"/{still.relative_to(self.env.srcdir).as_posix()}"
         figure = nodes.figure(
@@ -51,7 +51,7 @@ class Moving(SphinxDirective):
             nodes.image(uri=uri, alt=alt),
             nodes.raw("", f"</{self.element}>", format="html"),
             align="default",
-            names=[label],
+            names=[label] if label else [],
             classes=["dit-figure-box"],
         )
         first, *rest = self.parse_text_to_nodes(caption)
@@ -59,7 +59,8 @@ class Moving(SphinxDirective):
         if rest:
             figure += nodes.legend("", *rest)
         self.set_source_info(figure)
-        self.state.document.note_explicit_target(figure)
+        if label:
+            self.state.document.note_explicit_target(figure)
         return [figure]
 
 
@@ -67,12 +68,14 @@ class DitFigure(Moving):
     """Data that was computed beforehand, with its own caption and alt text."""
 
     folder, suffix, element = "figures", ".json", "dit-figure"
+    option_spec: ClassVar = {"again": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         data = self.file()
         content = json.loads(data.read_text("utf8"))
         still = data.with_suffix(".png")
-        return self.figure(f"fig-{data.stem}", still, content["alt"], content["caption"])
+        label = None if "again" in self.options else f"fig-{data.stem}"
+        return self.figure(label, still, content["alt"], content["caption"])
 
 
 class DitModel(Moving):

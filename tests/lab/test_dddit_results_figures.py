@@ -14,7 +14,15 @@ from dit_edu.lab.experiments.dynamic import MODEL
 from dit_edu.lab.experiments.frontier import FRONTIER, SHARES, dice_share, mean_macs, target_of
 from dit_edu.lab.experiments.modes import recipe_of, static_macs
 from dit_edu.lab.figures import dddit_race
-from dit_edu.lab.figures.dddit_results import FAMILIES, KINDS, ROUTED, member, of
+from dit_edu.lab.figures.dddit_results import (
+    FAMILIES,
+    KINDS,
+    LIMITS,
+    MEASURES,
+    ROUTED,
+    member,
+    of,
+)
 from dit_edu.lab.profile import count
 
 
@@ -70,7 +78,7 @@ def test_the_thin_opponent_is_the_formula_of_the_page():
 
 def test_the_figure_shows_the_table():
     rows = read("frontier")
-    units, curves, bars, race = dddit_race().panels
+    units, curves, bars, *charts = dddit_race().panels
     shown = np.asarray(units.values)  # (from scratch or not, shares, L, h + E)
     assert shown.shape == (2, len(SHARES), 6, 10)
     assert ((shown >= 0) & (shown <= 1)).all() and (shown[..., 0] == 1).all()
@@ -78,12 +86,14 @@ def test_the_figure_shows_the_table():
     runs = shown[..., :4].sum(-1).mean(-1), shown[..., 4:].sum(-1).mean(-1)  # (2, shares)
     assert heads.mean(-1) == pytest.approx(runs[0]) and experts.mean(-1) == pytest.approx(runs[1])
     assert np.shape(bars.values) == (2, len(SHARES), 4)
-    assert [line.label for line in race.lines] == list(KINDS)
-    for line in race.lines:
-        mean, low, high = (np.asarray(part) for part in (line.y, line.low, line.high))
-        assert mean.shape == (2, 2, len(SHARES) + 1)  # starts, measures, shares
-        seen = ~np.isnan(mean)
-        assert (low[seen] <= mean[seen]).all() and (mean[seen] <= high[seen]).all()
-        assert mean[:, 0, -1] == pytest.approx(of(rows, "dense", "loss").mean())  # all end there
+    for chart, metric in zip(charts, MEASURES, strict=True):
+        assert [line.label for line in chart.lines] == list(KINDS)
+        for line in chart.lines:
+            mean, low, high = (np.asarray(part) for part in (line.y, line.low, line.high))
+            assert mean.shape == (2, len(SHARES) + 1)  # from scratch or from dense
+            seen = ~np.isnan(mean)
+            assert (low[seen] <= mean[seen]).all() and (mean[seen] <= high[seen]).all()
+            assert (mean[seen] > LIMITS[metric][0]).all() and (mean[seen] < LIMITS[metric][1]).all()
+            assert mean[:, -1] == pytest.approx(of(rows, "dense", metric).mean())  # all end there
     missing = [f for f in FAMILIES for s in SHARES if member(f, s) not in FRONTIER]
     assert set(missing) == {"thin", "thin, from dense"} and not set(missing) & set(ROUTED)

@@ -26,7 +26,8 @@ FAMILIES = {
 }
 ROUTED = tuple(FAMILIES)[:2]
 KINDS = ("DDDiT", "thin", "narrow", "shallow")  # of each, both starts
-MEASURES = {"loss": "held-out loss", "fd_ratio": "Fréchet distance"}
+MEASURES = {"loss": "Held-out loss", "fd_ratio": "Fréchet distance"}
+LIMITS = {"loss": (0.245, 0.28), "fd_ratio": (4, 21)}
 COSTS = {"macs_share": "MACs", "seconds_share": "time"}
 HEADS = MODEL["num_heads"]
 
@@ -55,17 +56,19 @@ def dddit_race() -> Figure:
     """
     rows = read("frontier")
     x = [*SHARES, 1.0]
-    lines = []
-    for kind in KINDS:
-        found = [
-            [[of(rows, member(kind + start, s), m) for s in x] for m in MEASURES]
-            for start in ("", ", from dense")
-        ]
-        mean, low, high = (
-            np.array([[[part(v) for v in row] for row in start] for start in found])
-            for part in (np.mean, np.min, np.max)
-        )
-        lines.append(Line(kind, mean, low=low, high=high))
+    charts = {}
+    for metric in MEASURES:
+        charts[metric] = []
+        for kind in KINDS:
+            found = [
+                [of(rows, member(kind + start, s), metric) for s in x]
+                for start in ("", ", from dense")
+            ]
+            mean, low, high = (
+                np.array([[part(v) for v in start] for start in found])
+                for part in (np.mean, np.min, np.max)
+            )
+            charts[metric].append(Line(kind, mean, low=low, high=high))
     runs = np.array([[used(rows, f, s) for s in SHARES] for f in ROUTED])  # (2, S, steps, L, h + E)
     bars = [
         [
@@ -79,17 +82,16 @@ def dddit_race() -> Figure:
         title="What deciding is worth",
         caption="A DDDiT of six blocks, from scratch or from a trained model, is steered to a "
         "share of the MACs. Choose the share. The map shows which of its heads and experts run, "
-        "from never to at all steps; the curves, how many at each step. The chart below holds it "
+        "from never to at all steps; the curves, how many at each step. The charts below hold it "
         "against models that decide nothing and are trained alike. Lower is better, and bands go "
         "from the least to the most of the seeds.",
         alt="A map of six blocks with four heads and six experts each, filled by how often they "
         "run; a chart of the mean number of heads and experts over the step; bars of multiply-adds "
-        "and time; and a chart of loss or Frechet distance over the share of multiply-adds for "
+        "and time; and charts of loss and Frechet distance over the share of multiply-adds for "
         "DDDiT and three kinds of static models.",
         axes=[
             Axis("trained", "trained", ["from scratch", "from dense"], choice=True),
             Axis("share", "MACs", SHARES, [f"{s:.0%}" for s in SHARES], start=2),
-            Axis("measure", "chart", list(MEASURES.values()), choice=True),
         ],
         panels=[
             Heatmap(
@@ -127,15 +129,18 @@ def dddit_race() -> Figure:
                 values=bars,
                 most=1.2,
             ),
-            Curves(
-                title="Quality over executed MACs",
-                alt="A line for each family of models; all end at the dense model.",
-                axes=("trained", "measure"),
-                x=x,
-                x_label="MACs, share of the dense model",
-                lines=lines,
-                cursor="share",
-                wide=True,
+            *(
+                Curves(
+                    title=title,
+                    alt="A line for each kind of model over the share; all end at the dense one.",
+                    axes=("trained",),
+                    x=x,
+                    x_label="MACs, share of the dense model",
+                    lines=charts[metric],
+                    cursor="share",
+                    limits=LIMITS[metric],
+                )
+                for metric, title in MEASURES.items()
             ),
         ],
     )

@@ -1,8 +1,9 @@
 """What moves in the page, and stands still where nothing can move.
 
 ``{dit-figure} NAME`` shows the data of book/_static/figures/NAME.json; its still is NAME.png, its
-label ``fig-NAME``. With the option ``again`` it has none: its place is on another page. ``{dit-model} NAME`` runs the model of book/_static/models/NAME.js; the options
-``still`` and ``alt`` give its still, the content gives its caption; its label is ``model-NAME``.
+label ``fig-NAME``. With the option ``again`` it has none: its place is on another page.
+``{dit-model} NAME`` runs the model of book/_static/models/NAME.js; the options ``still`` and
+``alt`` give its still, the content gives its caption; its label is ``model-NAME``.
 """
 
 from __future__ import annotations

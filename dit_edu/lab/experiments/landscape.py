@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dit_edu.dddit.baselines import at_macs
 from dit_edu.dddit.exits import exit_losses
+from dit_edu.dddit.model import DDDiT
 from dit_edu.dddit.router import BudgetedLosses
 from dit_edu.hidit.deployment import quantized, stored_bytes
 from dit_edu.interpolant import Interpolant
@@ -19,6 +20,7 @@ from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
 from dit_edu.lab.experiments.frontier import exit_at, target_of
 from dit_edu.lab.experiments.hidit import hidit, seconds
+from dit_edu.lab.experiments.modes import path_at
 from dit_edu.lab.experiments.multiscale import (
     MODEL,
     SAMPLING,
@@ -58,7 +60,7 @@ def trained(setting: Mapping[str, Any], seed: int) -> tuple[nn.Module, Recipe]:
     loss_fn: LossFn | None = None
     if setting["kind"] == "ExitDiT":
         loss_fn = exit_losses
-    elif setting["kind"] == "DDDiT":
+    elif setting["kind"] == "DDDiT" and "table" not in setting["model"]:
         with torch.device("meta"):  # its sizes are all that is asked for
             sizes = recipe.build_model()
         loss_fn = BudgetedLosses(target_of(sizes, SHARE, full_macs()), ramp=RAMP)
@@ -118,6 +120,8 @@ def landscape_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     found |= cost(model, recipe, sampling, seed)
     if setting["way"] == "int8":  # integers are multiplied, and the counter knows floats
         found["macs_share"] = 1.0
+    if isinstance(model, DDDiT):
+        found["path"] = path_at(model)
     params = sum(p.numel() for p in model.parameters())
     return {**found, "params": params, "megabytes": plain(stored_bytes(model) / 1e6)}
 
@@ -129,13 +133,14 @@ def way(
     return {"kind": kind, "way": way, "steps": steps, "model": model}
 
 
-def _thin() -> float:
-    return at_macs(MODEL, SHARE * full_macs())["mlp_ratio"]
+def _thin(**model: Any) -> float:
+    return at_macs({**MODEL, **model}, SHARE * full_macs())["mlp_ratio"]
 
 
 LANDSCAPE: dict[str, dict[str, Any]] = {
     "DiT": way(way="plain"),
     "DiT, thin": way(mlp_ratio=_thin()),
+    "DiT, narrow": way(hidden_size=48, mlp_ratio=_thin(hidden_size=48)),
     "DiT, 2 blocks": way(depth=2),
     "DiT/4": way(patch_size=4),
     "HiDiT": way(**hidit()["model"], kind="HiDiT"),

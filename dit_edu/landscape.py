@@ -21,8 +21,6 @@ from dit_edu.dispatch import Items, run_on
 from dit_edu.dit import DiT
 from dit_edu.routing import report
 
-Density = Sequence[Sequence[int]]  # rows (t, window)
-
 
 def means(x: Tensor, grid: tuple[int, int], window: int = 2) -> Tensor:
     """The mean of each window of tokens: ``x`` (B, N, D) on ``grid`` (h, w) → (B, N/window², D)."""
@@ -66,7 +64,7 @@ class TokenDensityDiT(DiT):
     def __init__(
         self,
         *,
-        density: Density = ((0, 1), (500, 2)),
+        density: Sequence[Sequence[int]] = ((0, 1), (500, 2)),
         dense_first: int = 1,
         dense_last: int = 1,
         **dit: Any,

@@ -47,7 +47,7 @@ def sharper_at_high_noise(betas: Tensor, d: int) -> Tensor:
     return 1 / sharper_at_low_noise(betas, d)
 
 
-#: What the usual logits are multiplied by at each step: (β, d) → (T,). ``"learned"`` is one more.
+#: Factors of the usual logits at each step, made of (β, d) as (T,). ``"learned"`` is one more.
 TEMPERATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "as-written": as_written,
     "as-summed-up": as_summed_up,
@@ -66,7 +66,7 @@ def wide_at_noise(betas: Tensor) -> Tensor:
     return (1 - (1 - betas).cumprod(0)).sqrt()
 
 
-#: The share of the tokens (``"raster"``) or of the grid's side that a window reaches: β → (T,).
+#: The share of the tokens (``"raster"``) or of the grid's side in a window's reach, of β as (T,).
 WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "as-written": narrow_at_noise,
     "narrow-at-noise": narrow_at_noise,
@@ -98,7 +98,7 @@ class LearnedTemperature(nn.Module):
 
 
 class NoiseMask(nn.Module):
-    """The notes' mask as it is written, to be multiplied: sigmoid(MLP(E_t)) · 1[|i - j| < k(t)].
+    """The notes' mask as written, to be multiplied, ``sigmoid(MLP(E_t)) · 1[|i - j| < k(t)]``.
 
     It does not mask: a logit of 0 still gets the weight exp(0). Inside the window it is a
     temperature, outside it makes all tokens alike.

@@ -18,8 +18,8 @@ from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.dit import DiT
 from dit_edu.positions import sincos_pos_embed
 
-#: Who may look at whom: all tokens at all; in turns those of a frame, and those of a place through
-#: all frames; or those of a frame alone, so that frames know nothing of each other.
+#: Who may look at whom. Jointly all tokens at all; factorized, in turns those of a frame and those
+#: of a place through all frames; or those of a frame alone, so that frames know nothing of others.
 ATTENTION = ("joint", "factorized", "frames")
 
 

@@ -51,7 +51,8 @@ class VideoUNet(nn.Module):
 
     Attributes:
         net: the U-Net.
-        input_size, in_channels, num_classes, class_dropout_prob: as in :class:`VideoDiT`.
+        input_size, in_channels, num_classes, class_dropout_prob: as in
+            :class:`~dit_edu.video.VideoDiT`.
 
     Raises:
         TypeError, ValueError: a size does not fit another.
@@ -80,7 +81,7 @@ class VideoUNet(nn.Module):
             part.attentions = nn.ModuleList(patched)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """As :meth:`VideoDiT.forward`."""
+        """As :meth:`dit_edu.video.VideoDiT.forward`."""
         check_video(x, (self.in_channels, *self.input_size))
         f = self.input_size[0]
         each = rearrange(x, "b c f h w -> (b f) c h w")  # (B·F, C, H, W)

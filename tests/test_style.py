@@ -92,6 +92,24 @@ def test_no_returned_sentence_is_taken_for_a_type() -> None:
     assert not typed_by_accident("A.\n\nReturns:\n    The least of each, by name.\n")
 
 
+def remarks(source: str) -> list[str]:
+    """Return the first lines of the ``#:`` remarks on constants of a module."""
+    blocks = re.findall(r"(?:^#: .*\n)+(?=\w+(?:: .*)? = )", source, re.M)
+    return [block.split("\n")[0] for block in blocks]
+
+
+def test_no_remark_on_a_constant_is_taken_for_a_type() -> None:
+    """What stands before a colon in its first line would be linked as a class."""
+    typed = re.compile(r"#: [^`]*: ")
+    modules = re.findall(r"automodule:: ([\w.]+)", (ROOT / "book/api.md").read_text("utf8"))
+    files = [ROOT / (name.replace(".", "/") + ".py") for name in modules]
+    sources = [file.read_text("utf8") for file in files if file.is_file()]
+    found = [first for source in sources for first in remarks(source)]
+    assert [first for first in found if typed.match(first)] == []
+    assert found and typed.match(remarks("#: Ways: how.\nWAYS: dict[str, int] = {}\n")[0])
+    assert not typed.match(remarks("#: Ways, by name.\n#: So: this.\nWAYS = 1\n")[0])
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [

@@ -16,7 +16,7 @@ from dit_edu.interpolant import Interpolant
 from dit_edu.lab.data import digits
 from dit_edu.lab.moving import FRAMES, SIDE, SPEED, paths
 
-#: What is known of time: nothing; that the digit stays; that the path has a law; or both.
+#: What is known of time, which is nothing, that the digit stays, that the path has a law, or both.
 KNOWN = ("nothing", "digit", "path", "both")
 
 

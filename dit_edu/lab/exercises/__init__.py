@@ -51,6 +51,7 @@ CHAPTERS = (
     "regimes",
     "explorer",
     "dddit_results",
+    "landscape",
     "claims",
     "bugs",
     "video",

@@ -23,6 +23,7 @@ from dit_edu.lab.figures.explorer import shipped_explorer
 from dit_edu.lab.figures.factorized import two_tables
 from dit_edu.lab.figures.flow import three_clocks
 from dit_edu.lab.figures.guidance import guidance_scale
+from dit_edu.lab.figures.landscape import landscape
 from dit_edu.lab.figures.latents import latent_noise
 from dit_edu.lab.figures.likelihood import bits_by_step
 from dit_edu.lab.figures.modes import modes_by_step
@@ -67,6 +68,7 @@ __all__ = [
     "forward_process",
     "guidance_scale",
     "hidit_race",
+    "landscape",
     "larger_scenes",
     "latent_noise",
     "layers_by_step",
@@ -157,6 +159,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "fine-tuning": fine_tuning,
     "hidit-race": hidit_race,
     "dddit-race": dddit_race,
+    "landscape": landscape,
     "shapes-explorer": partial(shipped_explorer, "shapes-dddit"),
     "digits-explorer": partial(shipped_explorer, "digits-dddit"),
 }

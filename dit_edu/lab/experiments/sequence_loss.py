@@ -255,8 +255,8 @@ EXPERIMENTS = (
     Experiment(
         name="sequence-scenes",
         about="The sequence loss on scenes of three objects, against the simple loss",
-        settings=_race("scenes", (0.1, 1.0)),
-        seeds=(0,),
+        settings=_race("scenes", (0.01, 0.1, 1.0)),
+        seeds=range(3),
         compute=race_cell,
     ),
 )

@@ -52,13 +52,13 @@ def landscape() -> Figure:
     rows = read("landscape")
     ways = {name: measured(rows, name) for name in LANDSCAPE}
     costs = [[m[cost].mean() for m in ways.values()] for cost in COSTS]  # (costs, ways)
-    worth, ranks = [], []
+    worth = [[m[quality].mean() for m in ways.values()] for quality in QUALITIES]
+    ranks = []
     for cost in COSTS:
         for budget in BUDGETS:
             fits = within(ways, cost, budget)
             for quality in QUALITIES:
                 means = {name: m[quality].mean() for name, m in ways.items()}
-                worth.append([means[name] if name in fits else 0.0 for name in ways])
                 best = sorted(fits, key=means.__getitem__)[:SHOWN]
                 lines = [
                     [
@@ -74,10 +74,10 @@ def landscape() -> Figure:
         name="landscape",
         title="Which way, for which budget?",
         caption="Many ways to draw the same scenes. Choose what is dear to you and how much of "
-        "it you have, over what the plain model takes; the chart keeps those that fit, and the "
-        "table ranks them. Then change the currency: the winner changes with it.",
-        alt="Bars of what a dozen ways cost over the plain model; bars of the quality of those "
-        "that fit the chosen budget; and a table of the five best of them.",
+        "it you have, over what the plain model takes; the table ranks those that fit. Then "
+        "change the currency: the winner changes with it.",
+        alt="Bars of what a dozen ways cost over the plain model; bars of their quality; "
+        "and a table of the five best that fit the chosen budget.",
         axes=[
             Axis("cost", "what is dear", list(COSTS.values()), choice=True),
             Axis("budget", "budget", BUDGETS, [f"{b:.0%}" for b in BUDGETS], start=4),
@@ -92,11 +92,11 @@ def landscape() -> Figure:
                 values=costs,
             ),
             Bars(
-                title="Quality of those that fit, less is better",
-                alt="Bars of the ways within the budget; the others have none.",
-                axes=("cost", "budget", "quality"),
+                title="Quality, less is better",
+                alt="A dozen bars.",
+                axes=("quality",),
                 labels=list(LANDSCAPE),
-                values=np.reshape(worth, (*shape, len(LANDSCAPE))),
+                values=worth,
             ),
             Table(
                 title="The best within the budget",

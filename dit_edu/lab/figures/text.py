@@ -71,7 +71,8 @@ def told_in_five_ways() -> Figure:
         caption="Five models, the same noise, the same batches; only the way of the words into "
         "the network differs. Choose a caption, and turn guidance up. The first two captions "
         "hold the same words: the bag cannot tell them apart. The map shows how much of its "
-        "attention each token of the image gives to a word, in the model with joint attention.",
+        "attention each token of the image gives to a word, in the model with joint attention. "
+        "Pictures and map are of one seed; the table is the mean over all.",
         alt="Five pictures of two coloured shapes, one for each way of telling the caption, that "
         "become clearer with guidance; a map of four by four image tokens with the attention "
         "that they give to a chosen word; and a table of the share of prompts that come out right.",

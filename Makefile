@@ -45,9 +45,9 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 experiments: $(INSTALLED) ## Compute the tables in results/, cell by cell; goes on where it was interrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m dit_edu.lab.experiments $(NAMES)
 
-bench: $(INSTALLED) ## Race DiT against diffusers' DiT, and HiDiT against DiT (minutes, on a quiet machine)
+bench: $(INSTALLED) ## Race DiT against diffusers' DiT, HiDiT and DDDiT against DiT (minutes, on a quiet machine)
 	$(BIN)/python benchmarks/speed.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m dit_edu.lab.experiments --fresh hidit-cost hidit-full-cost
+	OMP_NUM_THREADS=1 $(BIN)/python -m dit_edu.lab.experiments --fresh hidit-cost hidit-full-cost modes-cost explorer-cost
 
 notebooks: $(INSTALLED) ## Execute the notebooks in place, reproducibly
 	$(BIN)/python scripts/execute_notebooks.py $(NOTEBOOKS)

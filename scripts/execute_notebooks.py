@@ -39,7 +39,8 @@ if importlib.util.find_spec("dit_edu") is None:  # on Colab or Binder
 
 def put_install_cell(notebook: NotebookNode) -> None:
     """Make ``INSTALL`` the first code cell, folded on the rendered page."""
-    cells = [cell for cell in notebook.cells if cell.get("id") != INSTALL_ID]
+    old = [c for c in notebook.cells if c.get("id") == INSTALL_ID or c.source == INSTALL]
+    cells = [cell for cell in notebook.cells if cell not in old]
     cell = nbformat.v4.new_code_cell(INSTALL, id=INSTALL_ID, metadata={"tags": ["hide-cell"]})
     first = next((i for i, c in enumerate(cells) if c.cell_type == "code"), len(cells))
     notebook.cells = [*cells[:first], cell, *cells[first:]]

@@ -42,6 +42,7 @@ def test_notebook_is_as_make_notebooks_leaves_it(path: Path) -> None:
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code[0].source == SCRIPT.INSTALL, "run `make notebooks`"
+    assert [cell.source for cell in code].count(SCRIPT.INSTALL) == 1
     assert code[0].outputs == []  # the package was there
     assert {key: notebook.metadata[key] for key in SCRIPT.KERNEL} == SCRIPT.KERNEL
     assert not any("execution" in cell.metadata for cell in code)

@@ -23,7 +23,6 @@ COSTS = {
 #: What it is worth; the less the better.
 QUALITIES = {"fd_ratio": "Fréchet distance", "wrong": "share of wrong classes"}
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-SHOWN = 5  # ways in the ranking
 LEEWAY = 0.02  # what a clock may be off
 
 
@@ -59,7 +58,7 @@ def landscape() -> Figure:
             fits = within(ways, cost, budget)
             for quality in QUALITIES:
                 means = {name: m[quality].mean() for name, m in ways.items()}
-                best = sorted(fits, key=means.__getitem__)[:SHOWN]
+                best = sorted(fits, key=means.__getitem__)
                 lines = [
                     [
                         name,
@@ -68,7 +67,7 @@ def landscape() -> Figure:
                     ]
                     for name in best
                 ]
-                ranks.append(lines + [["–", "", ""]] * (SHOWN - len(lines)))
+                ranks.append(lines + [["–", "", ""]] * (len(ways) - len(lines)))
     shape = (len(COSTS), len(BUDGETS), len(QUALITIES))
     return Figure(
         name="landscape",
@@ -77,7 +76,7 @@ def landscape() -> Figure:
         "it you have, over what the plain model takes; the table ranks those that fit. Then "
         "change the currency: the winner changes with it.",
         alt="Bars of what a dozen ways cost over the plain model; bars of their quality; "
-        "and a table of the five best that fit the chosen budget.",
+        "and a table that ranks those within the chosen budget.",
         axes=[
             Axis("cost", "what is dear", list(COSTS.values()), choice=True),
             Axis("budget", "budget", BUDGETS, [f"{b:.0%}" for b in BUDGETS], start=4),
@@ -99,11 +98,11 @@ def landscape() -> Figure:
                 values=worth,
             ),
             Table(
-                title="The best within the budget",
-                alt="Up to five ways with their cost and their quality.",
+                title="Within the budget, the best first",
+                alt="The ways that fit, with their cost and their quality.",
                 axes=("cost", "budget", "quality"),
                 columns=("way", "cost", "quality, sd over seeds"),
-                rows=np.array(ranks, dtype=object).reshape((*shape, SHOWN, 3)),
+                rows=np.array(ranks, dtype=object).reshape((*shape, len(ways), 3)),
                 wide=True,
             ),
         ],

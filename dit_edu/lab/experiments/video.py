@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_edu.guidance import Guided
-from dit_edu.lab.data import digits
+from dit_edu.lab.data import digits, folds
 from dit_edu.lab.draw import Sampling, draw
 from dit_edu.lab.encoding import plain, sprite_sheet
 from dit_edu.lab.experiments import Experiment
@@ -22,8 +23,8 @@ from dit_edu.lab.experiments.training import heldout_loss
 from dit_edu.lab.features import load_features
 from dit_edu.lab.films import KNOWN, Ideal
 from dit_edu.lab.metrics import frechet_distance
-from dit_edu.lab.moving import FRAMES, SIDE, consistency, load_videos, move
-from dit_edu.lab.profile import count
+from dit_edu.lab.moving import COPIES, FRAMES, SIDE, consistency, load_videos, move
+from dit_edu.lab.profile import count, race
 from dit_edu.lab.recipes import Process, Recipe
 from dit_edu.lab.train import run
 from dit_edu.sampling import ddim_sample
@@ -52,6 +53,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "frames": {"kind": "VideoDiT", "model": {**_DIT, "attention": "frames", "hidden_size": 56}},
     "U-Net": {"kind": "VideoUNet", "model": {**_UNET, "widths": [8, 8, 16]}},
 }
+
+
+TRIED = (0.002, 0.004, 0.008, 0.016)  # learning rates
+#: Of each model, the best of ``video-rates``.
+RATES = {"joint": 0.008, "factorized": 0.008, "frames": 0.008, "U-Net": 0.008}
 
 
 def recipe_of(setting: Mapping[str, Any]) -> Recipe:
@@ -92,6 +98,20 @@ def judged(videos: Tensor, labels: Tensor) -> dict[str, float]:
     return {name: plain(value) for name, value in found.items()}
 
 
+def rate_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train on films of one fold of the training digits, judge by films of the other."""
+    images, labels = digits("train")
+    fit, judge = folds(labels)[0]
+    copies = COPIES["train"]
+    seen = move(images[fit].repeat(copies, 1, 1, 1), labels[fit].repeat(copies), seed=0)
+    new, recipe = move(images[judge], labels[judge], seed=1), recipe_of(setting)
+    model = run(
+        recipe, data=(seen.videos, seen.label), seed=seed, device="cpu", progress=False
+    ).model
+    data = (new.videos[:JUDGED], new.label[:JUDGED])
+    return {"loss": plain(heldout_loss(model, recipe.process.build(), data=data).mean(), 6)}
+
+
 def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train, and measure loss and samples on held-out digits."""
     recipe = recipe_of(setting)
@@ -118,6 +138,16 @@ def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
         sheet = sprite_sheet(kept.movedim(2, 1).flatten(0, 1).numpy(), levels=16)["sprite"]
         found["films, one noise"] = sheet
     return found
+
+
+@torch.no_grad()
+def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Seconds of a call of each model, in turns, fresh weights; the seed only numbers the cells."""
+    models = {name: recipe_of(_race(name)).build_model().eval() for name in MODELS}
+    y = torch.zeros(setting["batch"], dtype=torch.long)
+    x = torch.randn(len(y), 1, FRAMES, SIDE, SIDE)
+    best = race({name: partial(model, x, y, y) for name, model in models.items()}, setting["turns"])
+    return {f"seconds, {name}": plain(value) for name, value in best.items()}
 
 
 def judge_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -163,20 +193,36 @@ def ideal_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- the experiments
 
-STEPS, BATCH, RATE = 300, 8, 0.01
+STEPS, BATCH = 4000, 32
 
 
 def _race(name: str, **fields: Any) -> dict[str, Any]:
-    return {**MODELS[name], "steps": STEPS, "batch_size": BATCH, "lr": RATE, **fields}
+    return {**MODELS[name], "steps": STEPS, "batch_size": BATCH, "lr": RATES[name], **fields}
 
 
 EXPERIMENTS = (
     Experiment(
+        name="video-rates",
+        about="The race's learning rates, from short runs on one fold of the training digits",
+        settings={
+            f"{name} {lr:g}": _race(name, steps=600, lr=lr) for name in MODELS for lr in TRIED
+        },
+        seeds=range(1),
+        compute=rate_cell,
+    ),
+    Experiment(
         name="video",
         about="A race on moving digits: joint, factorized and frame by frame, and a U-Net",
         settings={name: _race(name) for name in MODELS},
-        seeds=range(1),
+        seeds=range(3),
         compute=race_cell,
+    ),
+    Experiment(
+        name="video-cost",
+        about="Seconds of a call of the models that race, in turns, for films in batches",
+        settings={f"batch {n}": {"batch": n, "turns": 15} for n in (1, 32)},
+        seeds=range(3),
+        compute=cost_cell,
     ),
     Experiment(
         name="video-ideal",

@@ -66,10 +66,35 @@ def sincos_pos_embed(
     if check_positive_int("dim", dim) % 4:
         raise ValueError(f"dim={dim} must be a multiple of 4 (sine and cosine, column and row).")
     row, column = coordinates((grid, grid) if isinstance(grid, int) else grid, span)  # (N,) each
-    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))  # (D/4,)
-    angles = [axis.unsqueeze(1) * omega for axis in (column, row)]  # (N, D/4) each
-    waves = [wave for a in angles for wave in (a.sin(), a.cos())]  # 4 x (N, D/4)
-    return torch.cat(waves, dim=1).float()  # (N, D)
+    return torch.cat([_waves(dim // 2, axis) for axis in (column, row)], dim=1).float()  # (N, D)
+
+
+def sincos_time_embed(dim: int, frames: int) -> Tensor:
+    """Fixed positions in time: the waves of one axis, as text models have them.
+
+    Args:
+        dim: D, even.
+        frames: F.
+
+    Returns:
+        (F, D) float32.
+
+    Raises:
+        ValueError: ``dim`` is odd.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    if check_positive_int("dim", dim) % 2:
+        raise ValueError(f"dim={dim} must be even (sine and cosine).")
+    time = torch.arange(check_positive_int("frames", frames), dtype=torch.float64)  # (F,)
+    return _waves(dim, time).float()  # (F, D)
+
+
+def _waves(dim: int, position: Tensor) -> Tensor:
+    """All sines, then all cosines, of position · ω_k with ω_k = 10000^(-2k / dim): (N, dim)."""
+    omega = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))  # (dim/2,)
+    angles = position.unsqueeze(1) * omega  # (N, dim/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)  # (N, dim)
 
 
 def resize_pos_embed(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from dit_edu._checks import check_choice, check_positive_int
 from dit_edu.dit import DiT
-from dit_edu.positions import sincos_pos_embed
+from dit_edu.positions import sincos_pos_embed, sincos_time_embed
 
 #: Who may look at whom. Jointly all tokens at all; factorized, in turns those of a frame and those
 #: of a place through all frames; or those of a frame alone, so that frames know nothing of others.
@@ -84,29 +83,6 @@ def tubelets(size: tuple[int, int, int], f: int, p: int) -> tuple[int, int, int]
             "allowed: f that divides the frames, p that divides both sides."
         )
     return frames // f, h // p, w // p
-
-
-def sincos_time_embed(dim: int, frames: int) -> Tensor:
-    """Fixed positions in time: sines and cosines of f · ω_k, as text models have them.
-
-    Args:
-        dim: D, even.
-        frames: F.
-
-    Returns:
-        (F, D) float32.
-
-    Raises:
-        ValueError: ``dim`` is odd.
-
-    Source: Vaswani et al. 2017, section 3.5.
-    """
-    if check_positive_int("dim", dim) % 2:
-        raise ValueError(f"dim={dim} must be even (sine and cosine).")
-    omega = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))  # (D/2,)
-    time = torch.arange(check_positive_int("frames", frames), dtype=torch.float64)  # (F,)
-    angles = time.unsqueeze(1) * omega  # (F, D/2)
-    return torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (F, D)
 
 
 class Along(nn.Module):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from dit_edu.attention import Attention
 from dit_edu.dit import DiT
+from dit_edu.positions import sincos_time_embed
 from dit_edu.unet import UNet
-from dit_edu.video import check_video, sincos_time_embed
+from dit_edu.video import check_video
 
 
 class _Patched(nn.Module):

@@ -12,6 +12,7 @@ from dit_edu.dit import DiT
 from dit_edu.guidance import Guided
 from dit_edu.lab.profile import count
 from dit_edu.patchify import patchify
+from dit_edu.positions import sincos_time_embed
 from dit_edu.sampling import ddim_sample
 from dit_edu.scaling import Architecture
 from dit_edu.video import (
@@ -21,7 +22,6 @@ from dit_edu.video import (
     attention_pairs,
     crossover_frames,
     patchify_video,
-    sincos_time_embed,
     unpatchify_video,
 )
 from dit_edu.video_unet import VideoUNet

@@ -55,7 +55,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-TRIED = (0.002, 0.004, 0.008, 0.016)  # learning rates
+TRIED = (0.002, 0.004, 0.008, 0.016, 0.032)  # learning rates
 #: Of each model, the best of ``video-rates``.
 RATES = {"joint": 0.008, "factorized": 0.008, "frames": 0.008, "U-Net": 0.008}
 

@@ -37,7 +37,7 @@ zoo: $(INSTALLED) ## Train the shipped models again and measure them
 	$(BIN)/python -m dit_edu release shapes-hidit --steps 20
 	$(BIN)/python -m dit_edu release small-shapes-dit --steps 20 --scale 1.25
 	$(BIN)/python -m dit_edu release moving-digits-features
-	$(BIN)/python -m dit_edu release moving-digits-dit --steps 15 --scale 1
+	$(BIN)/python -m dit_edu release moving-digits-dit --steps 20 --scale 2 --seeds 1
 	$(BIN)/python -m dit_edu evaluate digits-dit
 	$(BIN)/python -m dit_edu evaluate shapes-dit
 	$(BIN)/python -m dit_edu evaluate shapes-hidit

@@ -275,6 +275,7 @@ def release(
     scale: Annotated[
         list[float] | None, typer.Option(help="Of guidance, to choose among; else 1 to 2.")
     ] = None,
+    seeds: Annotated[int, typer.Option(help="How many are trained; the first is shipped.")] = 3,
 ) -> None:
     """Train and measure what is shipped under this name, and put it into the zoo."""
     from dit_edu.lab import autoencoder, features
@@ -289,7 +290,7 @@ def release(
         print(f"{recipe}: {autoencoder.release_vae(recipe)['metrics']}")
         return
     settings = {"steps": steps or STEPS, "scales": scale or SCALES}
-    card = release_model(get_recipe(recipe), device=device, **settings)
+    card = release_model(get_recipe(recipe), range(seeds), device=device, **settings)
     print(f"{card['name']}: {card['seconds']} s on {card['device']}; sha256 {card['sha256'][:12]}…")
 
 

@@ -143,8 +143,9 @@ def test_release_ships_the_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     chosen = Sampling(2), []
     monkeypatch.setattr(release_module, "choose_sampling", lambda recipe, **options: chosen)
-    assert main(["release", "tiny", "--device", "cpu"]) == 0
+    assert main(["release", "tiny", "--device", "cpu", "--seeds", "2"]) == 0
     assert zoo.names() == ["tiny"]
+    assert len(zoo.card("tiny")["seconds_per_seed"]) == 2
     assert "tiny" in capsys.readouterr().out
 
 

@@ -57,7 +57,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 TRIED = (0.002, 0.004, 0.008, 0.016, 0.032)  # learning rates
 #: Of each model, the best of ``video-rates``.
-RATES = {"joint": 0.008, "factorized": 0.008, "frames": 0.008, "U-Net": 0.008}
+RATES = {"joint": 0.016, "factorized": 0.008, "frames": 0.016, "U-Net": 0.016}
 
 
 def recipe_of(setting: Mapping[str, Any]) -> Recipe:
@@ -193,7 +193,7 @@ def ideal_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- the experiments
 
-STEPS, BATCH = 4000, 32
+STEPS, BATCH = 3000, 32
 
 
 def _race(name: str, **fields: Any) -> dict[str, Any]:

@@ -59,6 +59,7 @@ CHAPTERS = (
     "conditions",
     "regimes",
     "explorer",
+    "films",
     "video",
 )
 TREE = Path(__file__).resolve().parents[3]

@@ -15,24 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from dit_edu.guidance import Guided
+from dit_edu.lab import zoo
 from dit_edu.lab.data import digits, folds
 from dit_edu.lab.draw import Sampling, draw
-from dit_edu.lab.encoding import plain, sprite_sheet
+from dit_edu.lab.encoding import plain
 from dit_edu.lab.experiments import Experiment
+from dit_edu.lab.experiments.films import JUDGED, SAMPLING, SHOWN, judged, sheet_of
 from dit_edu.lab.experiments.training import heldout_loss
-from dit_edu.lab.features import load_features
-from dit_edu.lab.films import KNOWN, Ideal
-from dit_edu.lab.metrics import frechet_distance
-from dit_edu.lab.moving import COPIES, FRAMES, SIDE, consistency, load_videos, move
+from dit_edu.lab.moving import COPIES, FRAMES, SIDE, load_videos, move
 from dit_edu.lab.profile import count, race
 from dit_edu.lab.recipes import Process, Recipe
 from dit_edu.lab.train import run
 from dit_edu.sampling import ddim_sample
 from dit_edu.walk import gaussian_noise, noise_streams
 
-SAMPLING = Sampling(steps=15, scale=1.0)
-JUDGED = 120  # held-out videos that a model is measured against
-SHOWN = 6  # videos that a table keeps, of the digits 0 to 5
+SHIPPED = "moving-digits-dit"
 
 _VIDEO: dict[str, Any] = {
     "input_size": [FRAMES, SIDE, SIDE],
@@ -84,20 +81,6 @@ def one_noise(model: nn.Module, recipe: Recipe, labels: Tensor, seed: int) -> Te
     ).clamp(-1, 1)  # fmt: skip
 
 
-def judged(videos: Tensor, labels: Tensor) -> dict[str, float]:
-    """Do they move, do they show what was asked for, and how far are their pairs of frames?
-
-    The Fréchet distance is given over that of as many training videos of the same digits.
-    """
-    features, real = load_features("moving-digits-features"), load_videos("heldout")[0][:JUDGED]
-    known, digit = load_videos("train")
-    order = torch.cat([torch.where(digit == y)[0][: int((labels == y).sum())] for y in range(10)])
-    limit = frechet_distance(known[order], real, features)
-    found = consistency(videos, labels)
-    found["fd_ratio"] = frechet_distance(videos, real, features) / limit
-    return {name: plain(value) for name, value in found.items()}
-
-
 def rate_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train on films of one fold of the training digits, judge by films of the other."""
     images, labels = digits("train")
@@ -128,16 +111,25 @@ def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
         "loss": plain(loss.mean(), 6),
         "loss_by_bin": plain(loss.tolist(), 6),
         **judged(videos, labels),
-        "films": sprite_sheet(kept.movedim(2, 1).flatten(0, 1).numpy(), levels=16)["sprite"],
+        "films": sheet_of(kept),
         "train_seconds": plain(seconds),
     }
     if setting["model"].get("attention") == "frames":
         again = judged(one_noise(model, recipe, labels, seed), labels)
         found |= {f"{name}, one noise": value for name, value in again.items()}
         kept = one_noise(model, recipe, torch.arange(SHOWN), seed)
-        sheet = sprite_sheet(kept.movedim(2, 1).flatten(0, 1).numpy(), levels=16)["sprite"]
-        found["films, one noise"] = sheet
+        found["films, one noise"] = sheet_of(kept)
     return found
+
+
+def shipped_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What the zoo's model draws at a guidance scale."""
+    model, card = zoo.load(SHIPPED)
+    process, asked = Process(**card["recipe"]["process"]).build(), load_videos("heldout")[1]
+    sampling = Sampling(**{**card["sampling"], "scale": setting["scale"]})
+    videos = draw(model, process, asked[:JUDGED], sampling, seed=seed)
+    kept = draw(model, process, torch.arange(SHOWN), sampling, seed=seed)
+    return {**judged(videos, asked[:JUDGED]), "films": sheet_of(kept)}
 
 
 @torch.no_grad()
@@ -148,47 +140,6 @@ def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     x = torch.randn(len(y), 1, FRAMES, SIDE, SIDE)
     best = race({name: partial(model, x, y, y) for name, model in models.items()}, setting["turns"])
     return {f"seconds, {name}": plain(value) for name, value in best.items()}
-
-
-def judge_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What the judges say of held-out videos themselves, as they are or spoilt."""
-    videos, labels = (part[:JUDGED] for part in load_videos("heldout"))
-    generator = torch.Generator().manual_seed(seed)
-    if setting["spoilt"] == "frames shuffled":
-        order = torch.stack([torch.randperm(FRAMES, generator=generator) for _ in videos])
-        videos = videos.gather(2, order[:, None, :, None, None].expand_as(videos))
-    elif setting["spoilt"] == "noise of 0.3":
-        noise = torch.randn(videos.shape, generator=generator)
-        videos = (videos + 0.3 * noise).clamp(-1, 1)
-    return judged(videos, labels)
-
-
-LEVELS = tuple(range(50, 1000, 100))  # steps at which perfect denoisers are asked
-
-
-def ideal_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """A perfect denoiser of the training digits that knows so much of time: error, and samples."""
-    process, generator = Process().build(), torch.Generator().manual_seed(seed)
-    model = Ideal(process, setting["known"])
-    images, labels = digits("train")
-    some = torch.randperm(len(labels), generator=generator)[:JUDGED]
-    videos = move(images[some], labels[some], seed=seed + 2).videos
-    error = []
-    for t in LEVELS:
-        noise = torch.randn(videos.shape, generator=generator)
-        steps = torch.full((len(videos),), t)
-        x_t = process.q_sample(videos, steps, noise)
-        x0 = process.to_x0(model(x_t, steps, labels[some]), x_t, steps)
-        error.append(float((x0 - videos).square().mean()))
-    asked = load_videos("heldout")[1][:JUDGED]
-    shape = (len(asked), 1, FRAMES, SIDE, SIDE)
-    drawn = ddim_sample(
-        model, process, shape, asked,
-        steps=SAMPLING.steps, generator=noise_streams(seed, len(asked)), clip=True,
-    ).clamp(-1, 1)  # fmt: skip
-    shown = drawn[[int(torch.where(asked == y)[0][0]) for y in range(SHOWN)]]
-    sheet = sprite_sheet(shown.movedim(2, 1).flatten(0, 1).numpy(), levels=16)["sprite"]
-    return {"error": plain(error), **judged(drawn, asked), "films": sheet}
 
 
 # ---------------------------------------------------------------------- the experiments
@@ -218,24 +169,17 @@ EXPERIMENTS = (
         compute=race_cell,
     ),
     Experiment(
+        name="video-shipped",
+        about="Films of the zoo's model, which is deeper and was trained for longer, by guidance",
+        settings={f"scale {scale:g}": {"scale": scale} for scale in (1.0, 2.0)},
+        seeds=range(1),
+        compute=shipped_cell,
+    ),
+    Experiment(
         name="video-cost",
         about="Seconds of a call of the models that race, in turns, for films in batches",
         settings={f"batch {n}": {"batch": n, "turns": 15} for n in (1, 32)},
         seeds=range(3),
         compute=cost_cell,
-    ),
-    Experiment(
-        name="video-ideal",
-        about="Perfect denoisers of moving digits, by what they know of time; nothing is trained",
-        settings={known: {"known": known} for known in KNOWN},
-        seeds=range(1),
-        compute=ideal_cell,
-    ),
-    Experiment(
-        name="video-judges",
-        about="What the judges of moving digits say of held-out videos, as they are and spoilt",
-        settings={name: {"spoilt": name} for name in ("not", "frames shuffled", "noise of 0.3")},
-        seeds=range(1),
-        compute=judge_cell,
     ),
 )

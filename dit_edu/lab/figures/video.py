@@ -11,7 +11,7 @@ from PIL import Image
 
 from dit_edu.lab.charts import Curves, Line
 from dit_edu.lab.experiments import read
-from dit_edu.lab.experiments.video import LEVELS, SHOWN
+from dit_edu.lab.experiments.films import LEVELS, SHOWN
 from dit_edu.lab.films import KNOWN
 from dit_edu.lab.moving import FRAMES, SIDE, load_videos
 from dit_edu.lab.panels import Axis, Images

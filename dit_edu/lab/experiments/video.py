@@ -164,7 +164,10 @@ EXPERIMENTS = (
     Experiment(
         name="video",
         about="A race on moving digits: joint, factorized and frame by frame, and a U-Net",
-        settings={name: _race(name) for name in MODELS},
+        settings={
+            **{name: _race(name) for name in MODELS},
+            "joint, half the rate": _race("joint", lr=RATES["joint"] / 2),
+        },
         seeds=range(3),
         compute=race_cell,
     ),

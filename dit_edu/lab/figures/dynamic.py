@@ -88,8 +88,8 @@ def layers_by_step(names: Sequence[str] = ROUTERS, shown_seeds: int = 3) -> Figu
                 x=middles,
                 x_label="t (0 is clean)",
                 lines=[
-                    Line("four of six", *against),
-                    Line("four, that is all", *static),
+                    Line("router, four of six", *against),
+                    Line("plain, four layers", *static),
                 ],
             ),
         ],

@@ -60,6 +60,13 @@ def test_names_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
+def test_rows_stand_in_the_order_of_the_pages() -> None:
+    toc = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text("utf8")))
+    assert [row["chapter"] for row in IDEAS] == [
+        f"{page}.md" for page in toc if f"{page}.md" in {row["chapter"] for row in IDEAS}
+    ]
+
+
 def test_every_module_belongs_to_one_idea() -> None:
     taught = sorted(
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")

@@ -94,7 +94,10 @@
     const layOut = () => {                       // a single row is broken where its pictures would get too small
       const fit = rows > 1 ? columns : clamp(Math.floor(box.clientWidth / 72), 1, columns);
       const across = Math.ceil(columns / Math.ceil(columns / fit));
-      grid.style.gridTemplateColumns = `${panel.row_labels ? "max-content " : ""}repeat(${across}, minmax(0, ${panel.size}px))`;
+      const names = 7 * Math.max(0, ...(panel.row_labels || []).map((name) => name.length));  // their width, about
+      const beside = names > 0 && (box.clientWidth - names) / columns > 48;  // else a row's name stands above it
+      grid.classList.toggle("dit-stacked", names > 0 && !beside);
+      grid.style.gridTemplateColumns = `${beside ? "max-content " : ""}repeat(${across}, minmax(0, ${panel.size}px))`;
     };
     const name = (i) => [panel.row_labels?.[Math.floor(i / columns)], panel.column_labels?.[i % columns]]
       .filter(Boolean).join(", ") || `picture ${i + 1}`;

@@ -101,9 +101,9 @@ def dddit_race() -> Figure:
                 values=runs.mean(2),
                 rows=("block", [str(b + 1) for b in range(runs.shape[3])]),
                 columns=(
-                    "unit",
-                    [f"head {i + 1}" for i in range(HEADS)]
-                    + [f"expert {i + 1}" for i in range(runs.shape[4] - HEADS)],
+                    "heads and experts",
+                    [f"h{i + 1}" for i in range(HEADS)]
+                    + [f"e{i + 1}" for i in range(runs.shape[4] - HEADS)],
                 ),
                 limits=(0, 1),
             ),

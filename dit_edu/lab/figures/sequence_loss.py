@@ -78,8 +78,9 @@ def next_patch(model: nn.Module, process: Interpolant) -> Figure:
         caption="A digit is read patch by patch. From the patches so far a Gaussian prior "
         "foretells the next one: its mean, and one standard deviation of each pixel to either "
         "side. The model guesses the same patch from the noisy digit. Move the patch. The "
-        "divergence says how far the guess is from what was foretold. Below: that over t, and what "
-        "even the true patch pays.",
+        "divergence says how far the guess is from what was foretold. The table is for this draw "
+        f"of the noise, the curves are means over {DRAWS} draws. The dotted line is what even the "
+        "true patch pays.",
         alt="Six small pictures of a digit that is uncovered patch by patch: so far, the darkest, "
         "the mean and the brightest next patch that the prior expects, the model's next patch, "
         "and the whole digit; a table of the divergence; and its curve over t.",

@@ -95,7 +95,7 @@
       const fit = rows > 1 ? columns : clamp(Math.floor(box.clientWidth / 72), 1, columns);
       const across = Math.ceil(columns / Math.ceil(columns / fit));
       const names = 7 * Math.max(0, ...(panel.row_labels || []).map((name) => name.length));  // their width, about
-      const beside = names > 0 && (box.clientWidth - names) / columns > 48;  // else a row's name stands above it
+      const beside = names > 0 && (box.clientWidth - names) / columns > 44;  // else a row's name stands above it
       grid.classList.toggle("dit-stacked", names > 0 && !beside);
       grid.style.gridTemplateColumns = `${beside ? "max-content " : ""}repeat(${across}, minmax(0, ${panel.size}px))`;
     };

@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
+TWO = ["-n", "2", "--dist", "worksteal"]  # who has nothing left to do helps the other
 OUTCOMES = ("failed", "passed", "skipped", "errors", "xfailed")
 
 
@@ -35,7 +36,7 @@ def commands(section: str) -> list[list[str]]:
             [str(BIN / "lint-imports"), "--no-logo"],
         ]
     if section == "units":
-        return [[*PYTEST, "tests", "-n", "2", "-m", "not built and not browser"]]
+        return [[*PYTEST, "tests", *TWO, "-m", "not built and not browser"]]
     if section == "notebooks":
         # loadscope keeps the cells of one notebook on one worker, in their order
         sanitize = ["--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
@@ -45,7 +46,7 @@ def commands(section: str) -> list[list[str]]:
     if section == "book":
         build = [str(BIN / "jupyter-book"), "build", ".", "-W", "-n", "--keep-going", "-q"]
         return [build, [*PYTEST, "tests", "-m", "built and not browser"]]
-    return [[*PYTEST, "tests/browser", "-n", "2"]]
+    return [[*PYTEST, "tests/browser", *TWO]]
 
 
 SECTIONS = ("lint", "units", "notebooks", "book", "browser")

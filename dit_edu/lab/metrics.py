@@ -12,20 +12,20 @@ compared at n = the size of the reference half, and read as ratios to a limit ta
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.neighbors import NearestNeighbors
-from sklearn.svm import SVC
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from dit_edu.lab.baselines import Labelled, class_gaussian, memorise
 from dit_edu.lab.data import dataset
 from dit_edu.lab.features import load_features
 from dit_edu.lab.moving import frame_pairs
 from dit_edu.latents import VAE
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import NearestNeighbors
 
 NEIGHBOURS = 3  # k of precision and recall
 NOISE = 0.1  # on the memoriser's images, in units of the range [-1, 1]
@@ -155,6 +155,8 @@ def accuracy(
     """
     if judge is not None:
         return float((judge(samples) == labels).double().mean())
+    from sklearn.svm import SVC  # a second of import, only where it is needed
+
     machine = SVC(C=10).fit(train[0].flatten(1).numpy(), train[1].numpy())
     return float((machine.predict(samples.flatten(1).numpy()) == labels.numpy()).mean())
 
@@ -167,6 +169,8 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor, features: nn.Module) -> f
         b: (m, …), the same.
         features: Maps images to (., num_features).
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # seconds of import
+
     a, b = (frame_pairs(x) if x.ndim == 5 else x for x in (a, b))
     # |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
     distance = FrechetInceptionDistance(features)  # a net of one's own gets the floats as they are
@@ -189,7 +193,7 @@ def precision_recall(
 
 
 def _on_manifold(points: np.ndarray, of: np.ndarray, k: int) -> float:
-    radii = NearestNeighbors(n_neighbors=k).fit(of).kneighbors()[0][:, -1]  # (m,) itself left out
+    radii = _neighbours(of, k).kneighbors()[0][:, -1]  # (m,) itself left out
     distances = torch.cdist(torch.from_numpy(points), torch.from_numpy(of)).numpy()  # (n, m)
     return float((distances <= radii).any(1).mean())
 
@@ -203,12 +207,15 @@ def closer(
     larger set is cut to the smaller one's size (more images, nearer neighbours); ties count half.
     """
     m = min(len(train), len(heldout))
-    nearest = [
-        NearestNeighbors(n_neighbors=1).fit(_rows(_subset(images, m, seed)))
-        for images in (train, heldout)
-    ]
+    nearest = [_neighbours(_rows(_subset(images, m, seed)), 1) for images in (train, heldout)]
     to_train, to_heldout = (tree.kneighbors(_rows(samples))[0][:, 0] for tree in nearest)
     return float(((to_train < to_heldout) + 0.5 * (to_train == to_heldout)).mean())
+
+
+def _neighbours(points: np.ndarray, k: int) -> NearestNeighbors:
+    from sklearn.neighbors import NearestNeighbors  # half a second of import
+
+    return NearestNeighbors(n_neighbors=k).fit(points)
 
 
 def _rows(images: torch.Tensor) -> np.ndarray:

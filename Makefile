@@ -7,13 +7,16 @@ VENDORED := book/_static/vendor/.npm-ci
 NOTEBOOKS = $(shell find notebooks -name '*.ipynb' -not -path '*/.*' | sort)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint lab zoo experiments bench notebooks figures clean
+.PHONY: help book pdf test lint lab zoo experiments bench notebooks figures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 book: $(INSTALLED) $(VENDORED) ## Build the book into _build/html (warnings are errors)
 	@$(BIN)/jupyter-book build . -W -n --keep-going -q
+
+pdf: $(INSTALLED) ## Typeset the book into _build/pdf (with the system's LaTeX)
+	@$(BIN)/python scripts/pdf.py
 
 test: $(INSTALLED) $(VENDORED) ## Run every check: lint, unit tests, notebooks, the built book in a browser
 	@$(BIN)/python scripts/check.py

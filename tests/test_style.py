@@ -72,6 +72,39 @@ def test_no_page_holds_a_placeholder() -> None:
     assert {f.name: m[0] for f in files if (m := stray.search(f.read_text("utf8")))} == {}
 
 
+def swallowed(text: str) -> list[str]:
+    """Return the lines of a page that Markdown takes for a remark or, inside a formula, a list."""
+    text = re.sub(
+        r"^ *(`{3,})(?:\{(?:math|raw|literalinclude)|\w|\n).*?^ *\1", "", text, flags=re.M | re.S
+    )
+    found, dollars = [], 0
+    for line in text.splitlines():
+        open_formula = dollars % 2 == 1
+        if re.match(r"%", line) or (open_formula and re.match(r" {0,3}[-+*] ", line)):
+            found.append(line)
+        dollars = dollars + len(re.findall(r"(?<![\\$])\$(?!\$)", line)) if line.strip() else 0
+    return found
+
+
+def test_no_line_of_a_page_is_swallowed() -> None:
+    pages = sorted((ROOT / "book").rglob("*.md"))
+    found = {page.name: bad for page in pages if (bad := swallowed(page.read_text("utf8")))}
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("at 5\n% false alarms\n", 1),
+        ("after $1/(1\n- a)$ updates\n", 1),
+        ("a list:\n- of $a$\n- and $b$\n", 0),
+        ("```python\n%pip install\n```\n", 0),
+    ],
+)
+def test_swallowed_lines_are_noticed(text: str, count: int) -> None:
+    assert len(swallowed(text)) == count
+
+
 def typed_by_accident(docstring: str) -> list[str]:
     """Return what napoleon takes for a type in ``Returns:``: the words before a colon."""
     lines = str(GoogleDocstring(inspect.cleandoc(docstring))).splitlines()

@@ -112,7 +112,7 @@ def contact_sheet(images: Tensor) -> np.ndarray:
     """All images side by side in rows, small ones enlarged.
 
     Args:
-        images: (n, C, H, W) in [0, 1]; C is 1 or 3.
+        images: (n, C, H, W) in [0, 1]; C is 1 or 3. Or films (n, C, F, H, W), a row for each.
 
     Returns:
         (height, width) or (height, width, 3) uint8, about square; white between the images.
@@ -120,10 +120,13 @@ def contact_sheet(images: Tensor) -> np.ndarray:
     Raises:
         ValueError: the images are neither grey nor RGB.
     """
+    columns = math.ceil(math.sqrt(len(images)))
+    if images.ndim == 5:
+        columns = images.shape[2]
+        images = images.movedim(2, 1).flatten(0, 1)  # (n·F, C, H, W)
     n, channels, height, width = images.shape
     if channels not in (1, 3):
         raise ValueError(f"images with {channels} channels are no picture; allowed: 1 or 3.")
-    columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     zoom = max(1, 32 // height)
     tiles = torch.ones(rows * columns, channels, zoom * height + 2, zoom * width + 2)

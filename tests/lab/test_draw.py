@@ -147,6 +147,13 @@ def test_the_sheet_holds_every_image_where_it_belongs(channels):
     assert (sheet[35:67, 69:101] == 255).all()  # the sixth tile is empty
 
 
+def test_a_film_is_a_row_of_the_sheet():
+    films = torch.rand(2, 1, 3, 8, 8)
+    frames = [film[:, f] for film in films for f in range(3)]  # three in a row, as five images are
+    np.testing.assert_array_equal(contact_sheet(films), contact_sheet(torch.stack(frames)))
+    assert contact_sheet(torch.rand(1, 3, 7, 16, 16)).shape == (34, 7 * 34, 3)
+
+
 def test_four_channels_are_no_picture():
     with pytest.raises(ValueError, match="4 channels"):
         contact_sheet(torch.rand(2, 4, 8, 8))

@@ -7,7 +7,7 @@ import re
 from docutils import nodes
 
 ROOM = 95  # letters in a line of a table
-GAP = 4  # letters between columns, and for the wider ones of a head
+GAP = 5  # letters between columns, and for the wider ones of a head
 
 
 def fit(table: nodes.table) -> None:

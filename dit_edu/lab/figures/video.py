@@ -19,6 +19,7 @@ from dit_edu.lab.widgets import Figure
 
 #: The rows of the figure: by title, a table, its setting, and which films of it.
 FILMS = {
+    "of the zoo": ("video-shipped", "scale 2", "films"),
     "perfect": ("video-ideal", "both", "films"),
     "perfect, alone": ("video-ideal", "nothing", "films"),
     "joint": ("video", "joint", "films"),
@@ -59,15 +60,16 @@ def moving_films() -> Figure:
     return Figure(
         name="moving-films",
         title="Which of them move?",
-        caption="Press Play. Rows are real digits; what a perfect denoiser draws that knows all of "
-        "time, or sees each frame alone; and what three DiTs and a U-Net draw after the few "
-        "updates of the race. Look at one column at a time: does the digit "
+        caption="Press Play. Rows are real digits; what the model of the zoo draws; what a perfect "
+        "denoiser draws that knows all of time, or sees each frame alone; and what three DiTs and "
+        "a U-Net draw that raced at equal MACs. Look at one column at a time: does the digit "
         "stay the same, and does it go on as it came? Below, "
         "the error of perfect denoisers over *t*, by what they know of time.",
-        alt="Seven rows of four small films. The real digits, and those of the perfect denoiser "
+        alt="Eight rows of four small films. The real digits, and those of the perfect denoiser "
         "that knows of time, walk in straight lines and turn at the edges. Where a perfect "
         "denoiser sees each frame alone, sharp digits jump about and change their shape. The "
-        "trained models draw blurred ink. A chart below: four curves of error that rise with the "
+        "films of the zoo's model and of the U-Net mostly walk; the other three draw pieces of "
+        "digits, or digits that jump. A chart below: four curves of error that rise with the "
         "noise, the one that knows nothing of time highest, the one that knows digit and path "
         "lowest.",
         axes=[Axis("frame", "frame", list(range(1, FRAMES + 1)))],

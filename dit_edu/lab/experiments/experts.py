@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_edu.dddit.diagnostics import choices, load
-from dit_edu.dddit.experts import ExpertDiT
+from dit_edu.dddit.experts import ASKERS, ExpertDiT
+from dit_edu.dit import DiT
 from dit_edu.interpolant import Interpolant
 from dit_edu.lab.data import digits
 from dit_edu.lab.draw import Sampling
@@ -20,6 +22,7 @@ from dit_edu.lab.experiments.depth import executed
 from dit_edu.lab.experiments.dynamic import MODEL, RECIPE
 from dit_edu.lab.experiments.router import LEVELS, THIN
 from dit_edu.lab.experiments.training import heldout_batch, quality
+from dit_edu.lab.profile import race
 from dit_edu.lab.recipes import Recipe
 from dit_edu.lab.train import train
 from dit_edu.routing import balanced_losses, record_routing
@@ -103,6 +106,34 @@ def race_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return measured(last.ema, recipe)
 
 
+def opinionated(asks: str, input_size: int = 8) -> ExpertDiT:
+    """A fresh model whose routers send their items to all experts."""
+    model = ExpertDiT(**{**MODEL, "input_size": input_size}, mlp_ratio=THIN, asks=asks).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # wake what starts at zero
+            parameter += 0.1 * torch.randn_like(parameter)
+        for block in model.blocks:
+            if asks != "band":
+                block.mlp.router.mlp[-1].weight.normal_(std=5.0)
+    return model
+
+
+@torch.no_grad()
+def cost_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Seconds of a call of the thin model and of those with experts, in turns.
+
+    A batch has one t, as in sampling, or each image its own, as in training.
+    """
+    torch.manual_seed(seed)
+    size, n = setting["input_size"], setting["batch"]
+    models = {"thin": DiT(**{**MODEL, "input_size": size}, mlp_ratio=THIN).eval()}
+    models |= {asks: opinionated(asks, size) for asks in ASKERS}
+    x, t, y = torch.randn(n, 1, size, size), torch.randint(1000, (n,)), torch.arange(n) % 10
+    t = t[:1].expand(n) if setting["one_t"] else t
+    best = race({name: partial(m, x, t, y) for name, m in models.items()}, setting["turns"])
+    return {f"seconds, {name}": plain(seconds) for name, seconds in best.items()}
+
+
 # ---------------------------------------------------------------------- the experiments
 
 
@@ -115,6 +146,27 @@ def _routed(asks: str, balance: float = 0.0, **model: Any) -> dict[str, Any]:
 
 
 EXPERIMENTS = (
+    Experiment(
+        name="experts-cost",
+        about="Seconds of a call with experts and without, in turns, by size of image and batch",
+        settings={
+            f"{side}x{side}, batch {n}, {'one t' if one_t else 'many t'}": {
+                "input_size": side,
+                "batch": n,
+                "one_t": one_t,
+                "turns": 20,
+            }
+            for side, n, one_t in (
+                (8, 1, True),
+                (8, 16, True),
+                (8, 16, False),
+                (16, 16, True),
+                (16, 16, False),
+            )
+        },
+        seeds=range(3),
+        compute=cost_cell,
+    ),
     Experiment(
         name="experts-bands",
         about="Experts that share the steps by hand, against thin and wide models",

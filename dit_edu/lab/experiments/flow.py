@@ -46,7 +46,7 @@ def longer_cell(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
 EXPERIMENTS = (
     Experiment(
         name="flow-longer",
-        about="The zoo's flow trained for as long and for twice as long, on folds of the training half",
+        about="The zoo's flow, trained as long or twice as long, on two folds of the training half",
         settings={"as shipped": {"times": 1}, "twice": {"times": 2}},
         seeds=range(2),
         compute=longer_cell,

@@ -73,8 +73,9 @@ def landscape() -> Figure:
         name="landscape",
         title="Which way, for which budget?",
         caption="Many ways to draw the same scenes. Choose what is dear to you and how much of "
-        "it you have, over what the plain model takes; the table ranks those that fit. Then "
-        "change the currency: the winner changes with it.",
+        "it you have, over what the plain model takes; the table ranks those that fit, or miss "
+        f"the budget by {LEEWAY:.0%} at most, as clocks are not exact. Then change the currency: "
+        "the winner changes with it.",
         alt="Bars of what a dozen ways cost over the plain model; bars of their quality; "
         "and a table that ranks those within the chosen budget.",
         axes=[

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -115,7 +115,7 @@ def main(paths: list[str]) -> int:
         try:
             execute(Path(path))
             print(f"{path}: executed")
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError) as error:
             failed += 1
             print(f"{path}: unchanged, a cell failed\n{error}", file=sys.stderr)
     return 1 if failed else 0

@@ -107,9 +107,13 @@ def test_execution_keeps_the_widgets_and_their_link(executed_twice: tuple[Path, 
     assert [view in state for view in SCRIPT.views(notebook)] == [True]
 
 
-def test_failing_cell_leaves_the_notebook_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["1 / 0", "import time; time.sleep(60)"])
+def test_failing_cell_leaves_the_notebook_as_it_was(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCRIPT.main.__globals__, "TIMEOUT", 3)
     path = tmp_path / "bad.ipynb"
-    cells = [nbformat.v4.new_code_cell("1 / 0")]
+    cells = [nbformat.v4.new_code_cell(source)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     before = path.read_bytes()
     assert SCRIPT.main([str(path)]) == 1

@@ -1,4 +1,4 @@
-"""Exercises of the chapter on the flow: clocks, guesses, floors, times, and one single step."""
+"""Exercises of the chapter on the flow: clocks, guesses, floors, times, one step, and luck."""
 
 from __future__ import annotations
 
@@ -207,6 +207,52 @@ def _judge_one_step(answer: Callable[[Tensor], Tensor]) -> str | None:
     )
 
 
+# Derive: what a generator pays that hands out real images at random.
+
+
+def _copier(k: int) -> float:
+    return 1 + 1 / (2 * k)
+
+
+COPIER_BUGS: dict[str, tuple[Callable[[int], float], str]] = {
+    "real": (
+        lambda k: 1.0,
+        "This is the real half itself. Who draws from it at random gets some images twice and "
+        "others not at all: one more estimate that is off.",
+    ),
+    "the draw alone": (
+        lambda k: 1 / (2 * k),
+        "This is what the draw adds. The two halves are as far apart as before.",
+    ),
+    "no held-out half": (
+        lambda k: (1 + 1 / k) / 2,
+        "You count the draw and one of the halves. The images drawn come from the one, and are "
+        "compared with the other: both are finite.",
+    ),
+    "not over the limit": (
+        lambda k: 2 + 1 / k,
+        "This is the distance in units of c/n. Divide by the limit, which has two such units.",
+    ),
+    "k times the luck": (
+        lambda k: 1 + k / 2,
+        "More images, better estimates: the part of the draw falls with k.",
+    ),
+}
+
+
+def _judge_copier(answer: Callable[[int], float]) -> str | None:
+    cases = (1, 2, 5, 16)
+    if why := mistake(answer, COPIER_BUGS, lambda f: [float(f(k)) for k in cases]):
+        return why
+    for k in cases:
+        if abs((got := float(answer(k))) - _copier(k)) >= 1e-6:
+            return (
+                f"copier({k}) = {got:.6g}. Count the estimates that are off, each with 1 over the "
+                "number of its images, and divide by what the two real halves have."
+            )
+    return None
+
+
 EXERCISES = {
     "flow-clocks": Exercise(
         judge=_judge_convert,
@@ -262,5 +308,15 @@ EXERCISES = {
             "each its own": lambda images: images,
             "scaled": lambda images: images.mean(0) / 2,
         },
+    ),
+    "flow-copier": Exercise(
+        judge=_judge_copier,
+        hints=(
+            "Which sets are finite? The draw, the training half it comes from, the held-out half.",
+            "They have k n, n and n images, and add c/(k n), c/n and c/n.",
+            "Over the limit, c/n + c/n: (1/k + 2)/2.",
+        ),
+        solution=_copier,
+        wrong={name: bug for name, (bug, _) in COPIER_BUGS.items()},
     ),
 }
